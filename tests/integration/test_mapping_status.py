@@ -151,7 +151,7 @@ def test_status_reads_only_what_it_counts(kind: StoreKind, tmp_path: Path) -> No
         application = Application(kind, tmp_path)
         await application.map()
         unsettled, excluded = await application.host.read(_explain_counts)
-        assert "logto_mapped_rows_blocked" in unsettled
+        assert "logto_mapped_rows_unsettled" in unsettled
         assert "logto_mapped_rows_excluded" in excluded
         await application.close()
 

@@ -14,11 +14,12 @@ import sqlalchemy as sa
 from msgspec import Struct
 
 from logto_webhooks import canonical_json
-from logto_webhooks.database.dialect import among, by_code, insert_into, now
+from logto_webhooks.database.dialect import among, insert_into, now
 from logto_webhooks.database.jobs import IN_USE_MS
 from logto_webhooks.database.schema import (
     former_rows,
     is_excluded,
+    is_owed,
     is_unsettled,
     mapped_rows,
     mappings,
@@ -95,6 +96,14 @@ class UnwrittenRows(Struct, frozen=True, kw_only=True):
     reason: str | None
     count: int
     since_s: float
+
+
+class UnsettledRow(Struct, frozen=True):
+    """A row that isn't settled, by its record. `place` is where it is in a list."""
+
+    record: Key
+    place: str
+    state: State
 
 
 class RowState(Struct, frozen=True, kw_only=True):
@@ -360,22 +369,24 @@ class MappingStore:
         return [Key(kind, logto_id) for kind, logto_id in self._connection.execute(query)]
 
     def list_unsettled(
-        self, names: Collection[str], states: Collection[State], limit: int, after: Key | None
-    ) -> list[Key]:
-        """List the next records whose rows have one of the states."""
-        record = _RECORD.label("record")
-        place = (by_code(mapped_rows.c.kind), by_code(_RECORD))
+        self, name: str, limit: int, after: str, *, only_owed: bool = False
+    ) -> list[UnsettledRow]:
+        """List the next rows of a mapping that aren't settled, in the order of an index."""
+        place = (mapped_rows.c.mapping, mapped_rows.c.logto_id)
         query = (
-            sa.select(mapped_rows.c.kind, record)
-            .where(mapped_rows.c.mapping.in_(names), mapped_rows.c.state.in_(states))
-            .where(is_unsettled, mapped_rows.c.blocked_by.is_distinct_from(ARRIVED))
-            .group_by(mapped_rows.c.kind, _RECORD)
+            sa.select(mapped_rows.c.kind, _RECORD, mapped_rows.c.logto_id, mapped_rows.c.state)
+            # Without statistics, a planner takes an equal mapping, or some states, for selective,
+            # and sorts all rows for each page.
+            .where(sa.tuple_(*place) > sa.tuple_(name, after), mapped_rows.c.mapping <= name)
+            .where(is_owed if only_owed else is_unsettled)
+            .where(mapped_rows.c.blocked_by.is_distinct_from(ARRIVED))
             .order_by(*place)
             .limit(limit)
         )
-        if after is not None:
-            query = query.where(sa.tuple_(*place) > sa.tuple_(after.kind, after.id))
-        return [Key(kind, record_id) for kind, record_id in self._connection.execute(query)]
+        return [
+            UnsettledRow(Key(kind, record_id), logto_id, state)
+            for kind, record_id, logto_id, state in self._connection.execute(query)
+        ]
 
     def counts(self) -> list[MappingCounts]:
         """Count the records of each registered mapping by state."""

@@ -238,6 +238,7 @@ mapped_rows = sa.Table(
 # One expression each, because an index is only used for the very words of its condition.
 _SETTLED: list[sa.ColumnElement[Any]] = [sa.literal_column("'ok'"), sa.literal_column("'excluded'")]
 is_unsettled = mapped_rows.c.state.not_in(_SETTLED)
+is_owed = mapped_rows.c.state == sa.literal_column("'owed'")
 is_excluded = mapped_rows.c.state == sa.literal_column("'excluded'")
 
 # The application's rows that a record had before.
@@ -409,6 +410,10 @@ def metadata_with_indexes() -> sa.MetaData:
         mapped_rows.c.mapping,
         where=is_unsettled,
     )
+    # With the mapping first: only what lists these rows has the very words of the conditions.
+    in_order = (mapped_rows.c.mapping, mapped_rows.c.logto_id)
+    _add_index("logto_mapped_rows_unsettled", *in_order, where=is_unsettled)
+    _add_index("logto_mapped_rows_owed", *in_order, where=is_owed)
     _add_index("logto_mapped_rows_excluded", mapped_rows.c.mapping, where=is_excluded)
     deleted_at = mapped_rows.c.deleted_at
     _add_index(

@@ -15,6 +15,7 @@ from logto_webhooks.database.mapped_rows import (
     RegisteredMapping,
     RowState,
     State,
+    UnsettledRow,
 )
 from logto_webhooks.database.runner import TransactionRunner, run_or_rehearse
 from logto_webhooks.database.schema import members
@@ -32,13 +33,15 @@ from logto_webhooks.records.record import Key, Kind, membership
 
 PAGE: Final = 500  # records of one transaction
 LOOK_S: Final = 2.0
+PAGES: Final = 10  # of what is tried again in one look
 SLOW: Final = 30  # looks until everything refused is tried again
 _OUTDATED: Final = (
     "a newer release of your application maps it differently: use that release. If you have undone "
     "its change, wait until five minutes after the end of its last process"
 )
 OWED: Final[tuple[State, ...]] = ("owed",)
-UNSETTLED: Final[tuple[State, ...]] = ("owed", "waiting", "conflict")
+REFUSED: Final[tuple[State, ...]] = ("waiting", "conflict")
+UNSETTLED: Final = (*OWED, *REFUSED)
 
 
 async def apply_step(host: TransactionRunner, mappings: Mappings) -> int | None:
@@ -51,16 +54,62 @@ async def apply_step(host: TransactionRunner, mappings: Mappings) -> int | None:
     return await host.run(partial(_apply_step, mappings=mappings))
 
 
+class Sweep:
+    """Tries again what has one of some states: one mapping after the other, page by page, in any
+    number of steps. Lists are read beside a writer."""
+
+    def __init__(
+        self, host: TransactionRunner, mappings: Mappings, states: Sequence[State]
+    ) -> None:
+        """It is over until it begins."""
+        self._host = host
+        self._mappings = mappings
+        self._states = tuple(states)
+        self._left: list[str] = []  # mappings
+        self._after = ""
+
+    def begin(self) -> None:
+        """Begin anew, if it is over."""
+        if not self._left:
+            self._left = [mapping.name for mapping in self._mappings.registered]
+            self._after = ""
+
+    async def step(self) -> int | None:
+        """Try the next page again. Return how many records these were; None if it is over.
+
+        Raises StoreUnavailable. The next step then goes on behind that page.
+        """
+        while self._left:
+            rows = await self._host.read(
+                partial(
+                    _list_unsettled,
+                    mappings=self._mappings,
+                    name=self._left[0],
+                    after=self._after,
+                    only_owed=self._states == OWED,
+                )
+            )
+            if not rows:
+                del self._left[0]
+                self._after = ""
+                continue
+            self._after = rows[-1].place
+            keys = {row.record for row in rows if row.state in self._states}
+            if keys:
+                await self._host.run(partial(_write_again, keys=keys))
+                return len(keys)
+        return None
+
+
 async def retry_unsettled(
-    host: TransactionRunner, mappings: Mappings, states: Collection[State] = UNSETTLED
+    host: TransactionRunner, mappings: Mappings, states: Sequence[State] = UNSETTLED
 ) -> int:
     """Try again what has one of these states; return how many. Raises StoreUnavailable."""
-    count, after = 0, None
-    while keys := await host.run(
-        partial(_retry_page, mappings=mappings, states=states, after=after)
-    ):
-        count, after = count + len(keys), keys[-1]
-    return count
+    sweep, total = Sweep(host, mappings, states), 0
+    sweep.begin()
+    while (count := await sweep.step()) is not None:
+        total += count
+    return total
 
 
 async def apply_all(
@@ -191,12 +240,19 @@ async def keep_applied(host: TransactionRunner, mappings: Mappings) -> None:
     if not mappings:
         return
     looks = 0
+    owed, refused = (Sweep(host, mappings, states) for states in (OWED, REFUSED))
 
     async def look() -> None:
         nonlocal looks
         await _apply_steps(host, mappings)
-        await retry_unsettled(host, mappings, UNSETTLED if looks % SLOW == 0 else OWED)
+        owed.begin()
+        if looks % SLOW == 0:
+            refused.begin()
         looks += 1
+        for sweep in (owed, refused):  # the rest of a long one waits for the next look
+            for _ in range(PAGES):
+                if await sweep.step() is None:
+                    break
 
     await forever(look, LOOK_S)
 
@@ -246,15 +302,16 @@ def _write_followers(
     return len(keys)
 
 
-def _retry_page(
-    store: Store, mappings: Mappings, states: Collection[State], after: Key | None
-) -> list[Key]:
-    current = mappings.find_current(store.mappings.registered())
-    if not current:
+def _list_unsettled(
+    store: Store, mappings: Mappings, name: str, after: str, only_owed: bool
+) -> list[UnsettledRow]:
+    if name not in mappings.find_current(store.mappings.registered()):
         return []
-    keys = store.mappings.list_unsettled(current, states, PAGE, after)
+    return store.mappings.list_unsettled(name, PAGE, after, only_owed=only_owed)
+
+
+def _write_again(store: Store, keys: Collection[Key]) -> None:
     store.mark_changed(store.lock_free(keys))
-    return keys
 
 
 def list_keys(store: Store, kind: Kind, after: str) -> list[Key]:

@@ -242,6 +242,9 @@ def _mapped_rows() -> None:
     _index(f"{table}_record", table, ["record_id", "mapping"], "record_id IS NOT NULL")
     _index(f"{table}_row", table, ["row_id", "mapping"])
     _index(f"{table}_blocked", table, ["blocked_by", "mapping"], "state NOT IN ('ok', 'excluded')")
+    in_order = ["mapping", "logto_id"]
+    _index(f"{table}_unsettled", table, in_order, "state NOT IN ('ok', 'excluded')")
+    _index(f"{table}_owed", table, in_order, "state = 'owed'")
     _index(f"{table}_excluded", table, ["mapping"], "state = 'excluded'")
     _index(f"{table}_deleted", table, ["deleted_at", "mapping"], "deleted_at IS NOT NULL")
 
