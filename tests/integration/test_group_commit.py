@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -20,8 +21,9 @@ from logto_webhooks.clock import SystemClock
 from logto_webhooks.database import Database, open_database
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.store import Store
-from logto_webhooks.deliveries import NewDelivery, StoreResult, identify
+from logto_webhooks.deliveries import DeliveryFilter, NewDelivery, StoreResult, identify
 from logto_webhooks.errors import SettingInvalid, StoreUnavailable, TimedOut
+from logto_webhooks.ingest import spool as spool_module
 from logto_webhooks.ingest.group_commit import TRY_S, GroupCommit
 from logto_webhooks.ingest.spool import IN_USE_S, MAX_ROWS, SpoolDirectory, Unspooler
 from logto_webhooks.instrumentation import (
@@ -341,6 +343,44 @@ def test_what_cannot_be_stored_is_spooled_and_stored_later(tmp_path: Path) -> No
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(("at_once", "listings"), [(100, 2), (4, 4)])
+def test_a_spool_of_many_files_is_not_listed_for_each_batch(
+    at_once: int, listings: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All are stored, the oldest first; the last time finds none. A huge one is listed in parts."""
+    monkeypatch.setattr(spool_module, "MAX_ROWS", 2)
+    monkeypatch.setattr(spool_module, "MAX_NAMES", at_once)
+    calls: list[str] = []
+
+    def note(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call" and frame.f_code.co_name in {"oldest", "take"}:
+            calls.append(frame.f_code.co_name)
+
+    async def main() -> None:
+        database = _on(tmp_path)
+        await database.open()
+        spool = SpoolDirectory(tmp_path / "spool")
+        spool.make()
+        made = [delivery(make.user_created().body, received_at=10**12 + n) for n in range(10)]
+        spool.write(made[::-1])
+        unspooler = Unspooler(spool, database.host, lambda report: None, lambda: None)
+        threading.setprofile(note)
+        try:
+            assert await unspooler.turn() == 10
+        finally:
+            threading.setprofile(None)
+        assert calls.count("oldest") == listings
+        assert calls.count("take") <= 6
+        assert spool.count() == 0
+        stored = await database.host.read(
+            lambda store: store.inbox.search(DeliveryFilter(limit=20, oldest_first=True))
+        )
+        assert [each.body for each in stored] == [each.body for each in made]
+        await database.host.close()
+
+    asyncio.run(main())
+
+
 def test_a_spooled_delivery_is_dated_as_one_that_is_stored(tmp_path: Path) -> None:
     """Also where Logto's clock is ahead of ours."""
 
@@ -397,7 +437,7 @@ def test_a_spool_directory_belongs_to_one_database(tmp_path: Path) -> None:
         other.claim("two.db")
     ours.claim("one.db")
     os.utime(owner, long_ago)
-    ours.remove(ours.oldest(9, 2**20))
+    ours.remove(list(ours.oldest(9)))
     other.claim("two.db")
     assert owner.read_text() == "two.db"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
 import os
 import re
 import shlex
@@ -10,6 +11,7 @@ import stat
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -136,17 +138,24 @@ class SpoolDirectory:
         """Count the deliveries; 0 if there is no such directory."""
         return sum(1 for _ in self._list_names())
 
-    def oldest(self, limit: int, max_bytes: int, but: Collection[str] = ()) -> list[str]:
-        """Return the names of the oldest deliveries that fit, `but` some, and at least one."""
-        names: list[str] = []
+    def oldest(self, limit: int, but: Collection[str] = ()) -> deque[str]:
+        """Return the names of the oldest deliveries, `but` some. This goes through all files."""
+        names = (name for name in self._list_names() if name not in but)
+        return deque(heapq.nsmallest(limit, names))
+
+    def take(self, names: deque[str], limit: int, max_bytes: int) -> list[str]:
+        """Remove from `names` the first ones that fit, at least one, and return those of them whose
+        file is still there."""
+        taken: list[str] = []
         size = 0
-        for name in sorted(name for name in self._list_names() if name not in but)[:limit]:
+        while names and len(taken) < limit:
             with contextlib.suppress(FileNotFoundError):
-                size += (self._folder / name).stat().st_size
-                if names and size > max_bytes:
+                size += (self._folder / names[0]).stat().st_size
+                if taken and size > max_bytes:
                     break
-                names.append(name)
-        return names
+                taken.append(names[0])
+            names.popleft()
+        return taken
 
     def read(self, name: str, ahead: int = 0) -> NewDelivery | None:
         """Read a delivery; None if another process stored it. `ahead` is how far Logto's clock is
@@ -240,6 +249,7 @@ STORE_S: Final = 10.0
 LOOK_S: Final = 1.0
 MAX_ROWS: Final = 512
 MAX_BYTES: Final = 16 * 2**20
+MAX_NAMES: Final = 100_000  # in memory, although a directory can have more files
 
 
 class Unspooler:
@@ -276,8 +286,10 @@ class Unspooler:
         self._failed.clear()
         await run_in_thread(self._spool.finish)
         stored = 0
-        while names := await run_in_thread(self._spool.oldest, MAX_ROWS, MAX_BYTES, self._failed):
-            stored += await self._store(await self._read(names))
+        while names := await run_in_thread(self._spool.oldest, MAX_NAMES, self._failed):
+            while names:
+                batch = await run_in_thread(self._spool.take, names, MAX_ROWS, MAX_BYTES)
+                stored += await self._store(await self._read(batch))
         return stored
 
     async def _read(self, names: Sequence[str]) -> list[tuple[str, NewDelivery]]:
