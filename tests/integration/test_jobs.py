@@ -6,8 +6,8 @@ import pytest
 import sqlalchemy as sa
 from msgspec.structs import replace
 
-from logto_webhooks.database.jobs import IN_USE_MS, Place
-from logto_webhooks.database.schema import handlers, jobs
+from logto_webhooks.database.jobs import IN_USE_MS, Place, Queue
+from logto_webhooks.database.schema import handlers, jobs, queue_keys
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import LARGE, DeliveryOutcome, DeliveryState
 from logto_webhooks.jobs import (
@@ -250,6 +250,34 @@ def test_jobs_of_a_handler_are_listed_page_by_page(run: Run, state: JobState) ->
 
 def _other(state: JobState) -> JobState:
     return JobState.DEAD if state is JobState.DONE else JobState.DONE
+
+
+def test_missing_queues_are_found_step_by_step(run: Run) -> None:
+    """A step reads some waiting jobs, from an index, and skips the rest of the last queue."""
+    add(run, *(job(f"{n}", queue_key=f"user:{n // 10}") for n in range(100)))
+    add(run, *(job(f"{n}", handler="two", queue_key=f"user:{n}") for n in range(9)))
+    add(run, job("done", queue_key="user:over"))
+    over = sa.update(jobs).where(jobs.c.key == "done").values(state="done")
+    lost = sa.or_(queue_keys.c.handler == "two", queue_keys.c.queue_key.in_(["user:3", "user:7"]))
+    run(lambda store: store._connection.execute(over).rowcount)
+    run(lambda store: store._connection.execute(sa.delete(queue_keys).where(lost)).rowcount)
+    missing: list[Queue] = []
+    after: Queue | None = None
+    steps = 0
+    while steps == 0 or after is not None:
+        some, after = run(lambda store, after=after: store.jobs.find_missing_queues(after, 7))  # type: ignore[misc]
+        steps, missing = steps + 1, missing + some
+    wanted = [("one", f"user:{n}") for n in (3, 7)] + [("two", f"user:{n}") for n in range(9)]
+    assert missing == wanted
+    assert steps == 10 + 2
+    [plan] = run(
+        lambda store: explain(store, lambda store: store.jobs.find_missing_queues(missing[0], 7))
+    )
+    assert "logto_jobs_waiting" in plan, plan
+    assert "TEMP B-TREE" not in plan, plan
+    assert "Sort" not in plan, plan
+    run(lambda store: store.jobs.add_queues(missing))
+    assert run(lambda store: store.jobs.find_missing_queues(None, 999)) == ([], None)
 
 
 def test_a_handler_is_forgotten_step_by_step(run: Run) -> None:

@@ -7,9 +7,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from logto_webhooks.clock import SystemClock
 from logto_webhooks.database.runner import HandlerRunner
+from logto_webhooks.database.schema import queue_keys
+from logto_webhooks.database.store import Store
 from logto_webhooks.handlers import HandlerOptions, Handlers
 from logto_webhooks.handlers.worker import CLEARED_S, JobWorker
 from logto_webhooks.jobs import JobFilter, JobRow
@@ -105,3 +108,24 @@ def test_a_long_job_that_was_lost_twice_holds_back_none_that_was_lost_once(
     """For longer than it is suspected: two kills of its process are no reason to wait for it."""
     monkeypatch.setattr("logto_webhooks.handlers.worker.CLEARED_S", 0.05)
     check_slow_holds_back_no_quick(host, "ana", times=2)
+
+
+def test_jobs_whose_queue_is_lost_run(host: HandlerRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker finds them step by step, beside its other work."""
+    monkeypatch.setattr("logto_webhooks.handlers.worker.MEND_S", 0.0)
+    monkeypatch.setattr("logto_webhooks.handlers.worker.MENDED_AT_ONCE", 2)
+    told: list[str] = []
+    quick = recorder(told, "quick", lambda: asyncio.sleep(0))
+
+    async def run() -> None:
+        made = [job(each, queue_key=f"user:{each}", handler="quick") for each in "abcdefg"]
+        await host.run(lambda store: store.jobs.add(made))
+        await host.run(lambda store: _lose_queues(store, "user:a", "user:e", "user:g"))
+        await run_until_over(host, ("quick", quick), over="quick")
+
+    asyncio.run(run())
+    assert told.count("quick ends") == 7
+
+
+def _lose_queues(store: Store, *queues: str) -> None:
+    store.connection.execute(sa.delete(queue_keys).where(queue_keys.c.queue_key.in_(queues)))

@@ -54,6 +54,7 @@ LOCKED_MS: Final = 1_000  # until a locked job is looked at again
 IN_USE_MS: Final = 5 * 60_000  # a process registers its handlers every minute
 MOST_BYTES: Final = 16 * 2**20  # of the payloads of one handler's claimed jobs
 FIRST: Final = 0  # the `order_at` of a job that runs before all others of its queue
+Queue = tuple[str, str]  # its handler and its key
 Place = tuple[Any, ...]  # of a job in an index; its last value is the job's id
 _LITERAL_STATES: Final[dict[JobState, sa.ColumnElement[Any]]] = {
     state: sa.literal_column(f"'{state.value}'") for state in JobState
@@ -543,18 +544,23 @@ class JobStore:
             moved.update(self._connection.scalars(_make_move(state, move), some))
         return sorted(moved)
 
-    def add_missing_queues(self) -> int:
-        """Insert the missing queue keys of waiting jobs. Return how many."""
-        is_waiting = jobs.c.state == sa.literal_column("'waiting'")
-        missing = (
-            sa.select(jobs.c.handler, jobs.c.queue_key, now())
-            .where(is_waiting, ~sa.exists().where(*_has_job).correlate(jobs))
-            .distinct()
-        )
-        insert = insert_into(queue_keys, self._connection.dialect.name)
-        insert = insert.from_select(["handler", "queue_key", "due_at"], missing)
-        insert = insert.on_conflict_do_nothing(index_elements=["handler", "queue_key"])
-        return int(self._connection.execute(insert).rowcount)
+    def find_missing_queues(
+        self, after: Queue | None, limit: int
+    ) -> tuple[list[Queue], Queue | None]:
+        """Look at the next waiting jobs, in the order of an index. Return those of their queues
+        that have no row, and the last of them; None at the end."""
+        place = (jobs.c.handler, jobs.c.queue_key)
+        has_queue = sa.exists().where(*_has_job).correlate(jobs)
+        query = sa.select(*place, has_queue).where(jobs.c.state == sa.literal_column("'waiting'"))
+        if after is not None:  # other jobs of that queue are skipped
+            query = query.where(sa.tuple_(*place) > sa.tuple_(*after))
+        rows = self._connection.execute(query.order_by(*place).limit(limit)).all()
+        missing = dict.fromkeys((handler, key) for handler, key, is_there in rows if not is_there)
+        return list(missing), (rows[-1][0], rows[-1][1]) if len(rows) == limit else None
+
+    def add_queues(self, missing: Collection[Queue]) -> None:
+        """Insert queues. One that has no job any more is dropped when it is claimed."""
+        self._touch(set(missing))
 
     def _find_locked(self, known: sa.Select[Any], ids: Sequence[int]) -> set[int]:
         wanted = {"ids": list(ids)}
@@ -564,7 +570,7 @@ class JobStore:
             return set()
         return set(self._connection.scalars(known, wanted)) - free
 
-    def _touch(self, touched: set[tuple[str, str]], *, wake: bool = False) -> None:
+    def _touch(self, touched: set[Queue], *, wake: bool = False) -> None:
         if touched:
             rows = [{"handler": handler, "queue_key": key} for handler, key in sorted(touched)]
             statement = _make_touch(self._connection.dialect.name, wake)

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Final
 
 from logto_webhooks.clock import Clock
+from logto_webhooks.database.jobs import Queue
 from logto_webhooks.database.runner import HandlerRunner
 from logto_webhooks.database.store import Store
 from logto_webhooks.database.threads import MOST as MOST_ABANDONED
@@ -29,6 +30,7 @@ from logto_webhooks.retries import MAX_LOSSES
 POLL_S: Final = 1.0
 LONGEST_STALL_S: Final = 5.0
 MEND_S: Final = 300.0
+MENDED_AT_ONCE: Final = 2_000  # waiting jobs
 GRACE_S: Final = 5.0
 CANCEL_S: Final = 1.0
 TELL_S: Final = 60.0
@@ -137,7 +139,9 @@ class JobWorker:
         self._limits = ConcurrencyLimits(handlers, host.room, self._abandoned)
         self._transactions = asyncio.Semaphore(host.room)
         self._most = MOST  # jobs of a handler to claim; fewer after a turn that took too long
-        self._renewed = self._mended = time.monotonic()
+        self._renewed = time.monotonic()
+        self._mend_at = self._renewed + MEND_S
+        self._mended: Queue | None = None  # the last queue that was looked at
         self._reported: dict[str, float] = {}  # blocked handlers -> when that was reported
         self._watchdog = Watchdog(observe)
         self._coroutines = any(handler.is_async for handler in handlers)
@@ -194,6 +198,8 @@ class JobWorker:
 
         Raises StoreUnavailable.
         """
+        if time.monotonic() >= self._mend_at:
+            await self._mend()
         token, done, held = uuid.uuid4().hex, self._outcomes, list(self._held.values())
         self._outcomes = []
         now = time.monotonic()
@@ -204,8 +210,7 @@ class JobWorker:
             self._report_blocked(blocked)
         free = self._limits.find_free(self._count_held())
         room = {name: min(count, self._most) for name, count in free.items()}
-        mended = now - self._mended <= MEND_S
-        if mended and not (done or renewed or room):
+        if not (done or renewed or room):
             return 0
         held_bytes: Counter[str] = Counter()
         for claimed in held:
@@ -262,11 +267,7 @@ class JobWorker:
         careful: bool,
     ) -> Turn:
         """Return the claimed jobs, and the outcomes that can't be written now."""
-        now = time.monotonic()
         locked = write_outcomes(store, done, renewed, careful=careful)
-        if now - self._mended > MEND_S:
-            self._mended = now
-            store.jobs.add_missing_queues()
         new = self._caller.claim(
             store,
             token,
@@ -276,6 +277,20 @@ class JobWorker:
             held_bytes=held_bytes,
         )
         return new, locked
+
+    async def _mend(self) -> None:
+        """Look for queues that are missing, at some waiting jobs in each turn, and insert them. The
+        claim's transaction doesn't do it: accepting waits for that on SQLite.
+
+        Raises StoreUnavailable. It is then done later.
+        """
+        self._mend_at = time.monotonic() + MEND_S
+        find = partial(_find_missing_queues, after=self._mended)
+        missing, self._mended = await self._host.read(find)
+        if missing:
+            await self._host.run(lambda store: store.jobs.add_queues(missing))
+        if self._mended is not None:  # the next turn goes on
+            self._mend_at = time.monotonic()
 
     async def _run_turn(self, step: Callable[[Store], Turn], done: list[Outcome]) -> Turn | None:
         """Run a step. Return None if only outcomes were written, because one of them can't be.
@@ -418,6 +433,10 @@ class JobWorker:
         with contextlib.suppress(Exception):  # another process runs these jobs again
             async with asyncio.timeout(GRACE_S):
                 await self._write_apart(self._put_back + self._outcomes)
+
+
+def _find_missing_queues(store: Store, after: Queue | None) -> tuple[list[Queue], Queue | None]:
+    return store.jobs.find_missing_queues(after, MENDED_AT_ONCE)
 
 
 def write_outcomes(
