@@ -24,7 +24,6 @@ from logto_webhooks.deliveries import (
     StoreResult,
 )
 from logto_webhooks.errors import ClaimLost
-from logto_webhooks.logto.api_responses import Span, pairs_of_organization, read_pairs
 from logto_webhooks.records.merge import merge
 from logto_webhooks.records.record import (
     Absent,
@@ -533,32 +532,6 @@ class TestMirror:
         """It waits for a read instead."""
         put(run, Upsert(ANA, {"custom_data": Value({}, T0, T0, T0)}))
         assert find(run, "ana") == []
-
-
-def test_a_membership_with_roles_costs_no_rows_of_other_organizations(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Staff can be members of thousands, and lists of members come in pieces of hundreds."""
-    when = Span(T0, T0 + 1)
-
-    def read(organization: str) -> None:
-        listed = [{"id": "ana", "organizationRoles": [{"id": "r", "name": "support"}]}]
-        present = pairs_of_organization(organization, listed)
-        changes = read_pairs(sorted(present), present, when)
-        run(lambda store: batch.apply_reads(store, changes, None))
-
-    for number in range(20):
-        read(f"org{number}")
-    owners: list[Key] = []
-
-    def note_owner(row: Any) -> Key:
-        owners.append(owner_of(row))
-        return owners[-1]
-
-    owner_of = records._owner
-    monkeypatch.setattr(records, "_owner", note_owner)
-    read("org7")
-    assert {owner.ends[0].id for owner in owners} <= {"org7"}
 
 
 def test_unread_records_are_looked_for_in_pieces(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

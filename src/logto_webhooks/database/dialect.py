@@ -76,6 +76,37 @@ class _Values(sa.types.TypeDecorator[Any]):
         return value if dialect.name == "postgresql" else canonical_json.encode(value).decode()
 
 
+class among_pairs(_DialectFunction):  # noqa: N801
+    """Whether two columns are one of the pairs of texts of the parameter `name`."""
+
+    type = sa.types.NullType()  # see `among`
+    inherit_cache = True
+    sqlite = (
+        "({}, {}) IN (SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') "
+        "FROM json_each({}))"
+    )
+    postgresql = (
+        "({}, {}) IN (SELECT pair ->> 0, pair ->> 1 "
+        "FROM json_array_elements(CAST({} AS json)) AS pair)"
+    )
+
+    def __init__(
+        self, first: sa.ColumnElement[Any], second: sa.ColumnElement[Any], name: str
+    ) -> None:
+        super().__init__(first, second, sa.bindparam(name, type_=_Pairs()))
+
+
+class _Pairs(sa.types.TypeDecorator[Any]):
+    """A list of pairs, as JSON."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: sa.Dialect) -> str:
+        """Encode."""
+        return canonical_json.encode(value).decode()
+
+
 class by_code(_DialectFunction):  # noqa: N801
     """A text that sorts by code point, as in Python, whatever the database's collation."""
 

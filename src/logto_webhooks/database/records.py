@@ -18,6 +18,7 @@ from logto_webhooks.canonical_json import is_equal
 from logto_webhooks.database.dialect import (
     Row,
     among,
+    among_pairs,
     execute_rows,
     insert_values,
     inserted_values,
@@ -58,13 +59,13 @@ _PARTS: Final[dict[Part, sa.Table]] = {
 LOOKED: Final = 5_000  # records that a query looks through
 _is_not_deleted = records.c.deleted_at.is_(None) | records.c.doubtful
 _SELECT_PART: Final = {
-    part: sa.select(table).where(among(table.c.logto_user_id, "users"))
+    part: sa.select(table).where(
+        among_pairs(table.c.logto_organization_id, table.c.logto_user_id, "owners")
+        if part == "member_roles"
+        else among(table.c.logto_user_id, "owners")
+    )
     for part, table in _PARTS.items()
 }
-# A user can have roles in thousands of organizations.
-_SELECT_PART["member_roles"] = _SELECT_PART["member_roles"].where(
-    among(member_roles.c.logto_organization_id, "organizations")
-)
 _of_kind = (records.c.kind == sa.bindparam("of_kind"), among(records.c.logto_id, "ids"))
 is_among_memberships = sa.and_(
     records.c.kind == sa.literal_column("'membership'"), among(records.c.logto_id, "ids")
@@ -345,15 +346,12 @@ class RecordStore:
         """Replace the rows that records have in a part's table."""
         table = _PARTS[part]
         names = [column.name for column in table.primary_key]
-        owners = {end for key in by_key for end in key.ends}
-        ids = {
-            f"{kind}s": sorted(owner.id for owner in owners if owner.kind == kind)
-            for kind in ("user", "organization")
-        }
-        there = self._connection.execute(_SELECT_PART[part], ids).mappings()
-        old = {
-            tuple(row[name] for name in names): dict(row) for row in there if _owner(row) in by_key
-        }
+        owners = [
+            [end.id for end in key.organization_and_user] if key.kind == "membership" else key.id
+            for key in sorted(by_key)
+        ]
+        there = self._connection.execute(_SELECT_PART[part], {"owners": owners}).mappings()
+        old = {tuple(row[name] for name in names): dict(row) for row in there}
         new = {tuple(row[name] for name in names): row for rows in by_key.values() for row in rows}
         if dropped := [key for key, row in old.items() if not is_equal(new.get(key), row)]:
             own = [table.c[name] == sa.bindparam(f"of_{name}") for name in names]
@@ -509,12 +507,6 @@ def _from_group(group: Group) -> Row:
 def _to_group(content: Any, standing: Row) -> Group:
     ends = tuple(Contender(end, digest) for end, digest in standing["ends"])
     return Group(**standing | {"content": content, "ends": ends})
-
-
-def _owner(row: sa.RowMapping) -> Key:
-    """Return the key of the record that a part's row belongs to."""
-    organization, user = row.get("logto_organization_id"), row["logto_user_id"]
-    return Key("membership", f"{organization}:{user}") if organization else Key("user", user)
 
 
 def _parse_uuid(query: str) -> list[str]:

@@ -411,9 +411,9 @@ def metadata_with_indexes() -> sa.MetaData:
         where=is_unsettled,
     )
     # With the mapping first: only what lists these rows has the very words of the conditions.
-    in_order = (mapped_rows.c.mapping, mapped_rows.c.logto_id)
-    _add_index("logto_mapped_rows_unsettled", *in_order, where=is_unsettled)
-    _add_index("logto_mapped_rows_owed", *in_order, where=is_owed)
+    of_mapping = (mapped_rows.c.mapping, mapped_rows.c.logto_id)
+    _add_index("logto_mapped_rows_unsettled", *of_mapping, where=is_unsettled)
+    _add_index("logto_mapped_rows_owed", *of_mapping, where=is_owed)
     _add_index("logto_mapped_rows_excluded", mapped_rows.c.mapping, where=is_excluded)
     deleted_at = mapped_rows.c.deleted_at
     _add_index(

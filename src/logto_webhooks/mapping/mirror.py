@@ -10,7 +10,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from msgspec import Struct
 
-from logto_webhooks.database.dialect import among
+from logto_webhooks.database.dialect import among, among_pairs
 from logto_webhooks.database.schema import (
     mapped_rows,
     member_roles,
@@ -124,7 +124,7 @@ def _read_user_roles(connection: sa.Connection, users: Collection[str]) -> list[
 def _read_member_roles(connection: sa.Connection, memberships: Collection[Key]) -> list[Pair]:
     rows: dict[Key, list[MemberRoleRow]] = {}
     query = _of_pairs(member_roles).order_by(member_roles.c.role_id)
-    for row in connection.execute(query, _ends_of(memberships)):
+    for row in connection.execute(query, _name_pairs(memberships)):
         role = MemberRoleRow(
             organization_id=row.logto_organization_id,
             user_id=row.logto_user_id,
@@ -139,17 +139,13 @@ def _read_member_roles(connection: sa.Connection, memberships: Collection[Key]) 
     ]
 
 
-def _ends_of(memberships: Collection[Key]) -> dict[str, list[str]]:
-    ends = [pair.organization_and_user for pair in memberships]
-    return {
-        "organizations": sorted({organization.id for organization, _ in ends}),
-        "users": sorted({user.id for _, user in ends}),
-    }
+def _name_pairs(memberships: Collection[Key]) -> dict[str, list[list[str]]]:
+    return {"pairs": [[end.id for end in key.organization_and_user] for key in memberships]}
 
 
 def read_members(connection: sa.Connection, pairs: Collection[Key]) -> dict[Key, MemberRow]:
     """Read those of the memberships that are present."""
-    values = _ends_of(pairs)
+    values = _name_pairs(pairs)
     roles: dict[Key, list[tuple[str, str]]] = {}
     for row in connection.execute(_of_pairs(member_roles), values):
         key = membership(row.logto_organization_id, row.logto_user_id)
@@ -171,8 +167,7 @@ def read_members(connection: sa.Connection, pairs: Collection[Key]) -> dict[Key,
 @functools.cache  # made once, because a batch needs it several times
 def _of_pairs(table: sa.Table) -> sa.Select[Any]:
     return sa.select(table).where(
-        among(table.c.logto_organization_id, "organizations"),
-        among(table.c.logto_user_id, "users"),
+        among_pairs(table.c.logto_organization_id, table.c.logto_user_id, "pairs")
     )
 
 
