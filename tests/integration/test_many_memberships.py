@@ -21,12 +21,13 @@ from logto_webhooks.jobs import JobFilter, RegisteredHandler
 from logto_webhooks.logto.api_responses import Span
 from logto_webhooks.reconcile import fetch
 from logto_webhooks.reconcile.fetch import Fetcher
+from logto_webhooks.records.merge import merge
 from logto_webhooks.records.record import ApiRead, Change, Key, Tombstone, Upsert, Value, membership
 from logto_webhooks.testing.fake import FakeLogto
 from tests.integration.conftest import Run
 from tests.support import postgres
 from tests.support.fake import asking
-from tests.support.plans import explain, noting
+from tests.support.plans import Ran, explain, noting
 from tests.support.stores import ALL, WrappedRunner, memory_host, open_host
 
 T = TypeVar("T")
@@ -279,6 +280,50 @@ def test_notes_are_listed_by_an_index(run: Run) -> None:
         [plan] = run(partial(explain, work=find))
         assert index in plan, plan
         assert [word for word in SLOW if word in plan] == [], plan
+
+
+def read_contents(ran: Ran) -> list[str]:
+    """Which kinds of records were read with their contents."""
+    reads = [(query, values) for query, values in ran if "logto_records.data" in query]
+    kinds = ("user", "organization", "membership")
+    return sorted({kind for _, values in reads for kind in kinds if f"'{kind}'" in repr(values)})
+
+
+def test_the_data_of_a_member_is_read_only_if_it_changes(many: None, run: Run) -> None:
+    """It can be large, and there can be many: also when an organization's members are announced.
+    What a later membership tells of a deleted user is kept, with the user's data."""
+
+    def add(changes: list[Change], store: Store) -> list[str]:
+        with noting(store.connection) as ran:
+            batch.apply_reads(store, changes, "webhook")
+        return read_contents(ran)
+
+    known = run(lambda store: store.read_unlocked([Key("user", "u01")]))[Key("user", "u01")]
+    new: list[Change] = [joined("q", each) for each in MANY]
+    assert run(partial(add, new)) == ["membership"]
+    assert run(partial(add, [organization("q")])) == ["membership", "organization"]
+    assert events(run, "LocalMemberAdded") == [f"user:{each}" for each in MANY]
+    delete(run, Key("user", "u01"))
+    again: list[Change] = [joined("q", "u01", 300_500)]
+    assert run(partial(add, again)) == ["membership", "user"]
+    found = run(lambda store: store.read_unlocked([Key("user", "u01")]))[Key("user", "u01")]
+    assert found.doubts == ["existence"]
+    assert found.groups == known.groups
+
+
+def test_deleted_users_without_memberships_need_no_statements(run: Run) -> None:
+    """Of their own, to end memberships."""
+    gone = [Key("user", each) for each in MANY]
+    apply(run, *map(user, MANY), joined("o", MANY[0]))
+
+    def count(store: Store) -> int:
+        records = store.lock(gone)
+        ended = [merge(records[end], Tombstone(end, 300_000)) for end in gone]
+        with noting(store.connection) as ran:
+            store.drop_memberships(ended)
+        return len(ran)
+
+    assert run(count) < 10
 
 
 def test_memberships_to_end_are_counted_at_once(

@@ -48,10 +48,12 @@ FEW: Final = 500  # memberships that can end in the transaction of the deletion
 
 
 class LockedRecords(Struct, frozen=True):
-    """Locked records, and the deleted ones among them whose memberships are locked, too."""
+    """Locked records, and the deleted ones among them whose memberships are locked, too. Of the
+    `heads`, the contents of groups weren't read: these are only the ends of changed memberships."""
 
     records: Records
     few: frozenset[Key]
+    heads: frozenset[Key]
 
 
 class InvalidDelivery(Struct, frozen=True):
@@ -117,13 +119,17 @@ def apply_reads(
 
 
 def _write(store: Store, locked: LockedRecords, records: Records) -> WrittenRecords:
-    before = locked.records
+    before = dict(locked.records)
     for key in locked.few:
         if records[key].ended_at != before[key].ended_at:
             newest, _ = store.newest_membership(key)
             records[key] = merge(records[key], Named(key, newest))
     end_memberships(records)
     _announce(records, records)
+    changed_heads = [key for key in locked.heads if records[key] is not before[key]]
+    for key, record in store.read_unlocked(changed_heads).items():
+        # Only evidence changes the end of a membership, and that changes no group.
+        before[key], records[key] = record, replace(records[key], groups=record.groups)
     changed = [
         record for key, record in records.items() if record is not before[key] or not record.kept
     ]
@@ -166,7 +172,7 @@ def announce(store: Store, pairs: Records, ends: Ends) -> list[tuple[Record, Rec
     `ends` gets their other ends. If another transaction adds the other end, the lock lets one of
     the two see both."""
     missing = {end for key in pairs for end in key.organization_and_user} - ends.keys()
-    ends |= {key: (end, end) for key, end in store.read_unlocked(missing).items()}
+    ends |= {key: (end, end) for key, end in store.read_heads(missing).items()}
     announced = dict(pairs)
     _announce(announced, {key: after for key, (_, after) in ends.items()})
     changed = [record for key, record in announced.items() if record is not pairs[key]]
@@ -186,13 +192,19 @@ def lock_records(store: Store, changes: Iterable[Change]) -> LockedRecords:
     ends = {end for key in changed if key.kind == "membership" for end in key.organization_and_user}
     records: Records = {}
     few: Sequence[Key] = ()
+    heads = ends - changed
     for kind in ("organization", "user", "membership"):
         keys = sorted(key for key in changed | ends if key.kind == kind)
         share = kind == "organization" and changed.isdisjoint(keys)
         if kind == "membership" and deleted:  # their ends are locked, so no more are added
             few = store.with_few_memberships(deleted, FEW)
-        records |= store.lock(keys, share=share, ends=few if kind == "membership" else ())
-    return LockedRecords(records, frozenset(few))
+        records |= store.lock(
+            keys,
+            share=share,
+            ends=few if kind == "membership" else (),
+            heads=heads.intersection(keys),
+        )
+    return LockedRecords(records, frozenset(few), frozenset(heads))
 
 
 def mark_doubtful(store: Store, claimed: ClaimedDelivery) -> None:

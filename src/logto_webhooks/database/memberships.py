@@ -77,8 +77,10 @@ class MembershipStore(RecordStore):
         """End the memberships that aren't newer than the deletion of their user or organization.
         Return those that were announced and aren't here any more."""
         left: list[Key] = []
-        for end in ends:
-            if end.key.kind != "membership" and end.ended_at != NEVER:
+        deleted = [end for end in ends if end.key.kind != "membership" and end.ended_at != NEVER]
+        with_any = self._find_ends_of_memberships([end.key for end in deleted])
+        for end in deleted:
+            if end.key in with_any:
                 left += self._drop(end)
         return left
 
@@ -278,6 +280,18 @@ class MembershipStore(RecordStore):
     def count_memberships_to_end(self) -> int:
         """Count the member rows whose user or organization was deleted."""
         return sum(self._connection.scalar(count) or 0 for count in _COUNT_TO_END)
+
+    def _find_ends_of_memberships(self, ends: Sequence[Key]) -> set[Key]:
+        """Find those of a few users and organizations that have memberships, also ended ones."""
+        found: set[Key] = set()
+        for kind in OTHER_END:
+            if ids := [end.id for end in ends if end.kind == kind]:
+                column = records.c[f"{kind}_id"]
+                query = sa.select(column).where(among(column, "ids")).distinct()
+                found.update(
+                    Key(kind, id_) for id_ in self._connection.scalars(query, {"ids": ids})
+                )
+        return found
 
     def _drop(self, end: Record, pairs: Sequence[Key] | None = None) -> list[Key]:
         """End those of its memberships, or of the `pairs`, that aren't newer than its deletion."""

@@ -7,7 +7,7 @@ import itertools
 import os
 import time
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -74,9 +74,16 @@ _SELECT_IDS: Final = sa.select(records.c.logto_id).where(*_of_kind)
 _FIND_ENDED: Final = _SELECT_IDS.where(
     records.c.gone_at.is_not(None) | records.c.absent_at.is_not(None)
 ).limit(1)
-_ORDERED: Final = sa.select(records).where(*_of_kind).order_by(records.c.kind, records.c.logto_id)
-_LOCK_TO_WRITE: Final = _ORDERED.with_for_update()
-_LOCK_TO_READ: Final = _ORDERED.with_for_update(read=True)
+_in_order = (records.c.kind, records.c.logto_id)
+_ORDERED: Final = sa.select(records).where(*_of_kind).order_by(*_in_order)
+# Without the contents of groups.
+_HEADS: Final = (
+    sa.select(*(column for column in records.c if column.name != "data"))
+    .where(*_of_kind)
+    .order_by(*_in_order)
+)
+_LOCK: Final = (_ORDERED.with_for_update(read=True), _ORDERED.with_for_update())
+_LOCK_HEADS: Final = (_HEADS.with_for_update(read=True), _HEADS.with_for_update())
 _LOCK_MEMBERSHIPS: Final = (
     sa.select(records.c.doubtful)
     .where(is_among_memberships)
@@ -123,28 +130,39 @@ class RecordStore:
     _changed: set[Key]  # since the application's rows were written
 
     def lock(
-        self, keys: Sequence[Key], *, share: bool = False, ends: Sequence[Key] = ()
+        self,
+        keys: Sequence[Key],
+        *,
+        share: bool = False,
+        ends: Sequence[Key] = (),
+        heads: Set[Key] = frozenset(),
     ) -> dict[Key, Record]:
         """Lock records until the transaction ends, and return them. Unknown ones are empty stubs.
+        Those of the keys that are `heads` are returned as by `read_heads`: they mustn't be saved.
 
         With `share`, other transactions may read the records, too. All memberships of `ends` are
         locked but not returned, because there can be many. They are locked in one pass with the
         others: else two transactions that end each other's memberships could deadlock.
         """
         by_kind = _group_by_kind(keys)
+        whole = [key for key in keys if key not in heads] if heads else keys
         if self._connection.dialect.name != "postgresql":  # SQLite has one writer
-            return self._read(_LOCK_TO_WRITE, keys, by_kind)
+            return self.read_unlocked(whole) | self.read_heads(heads)
         self._insert_stubs(keys, by_kind)  # only existing rows can be locked
         if ends:
             self._lock_memberships(keys, ends)
         # A record that was ever deleted is locked for writing at once: two transactions that share
         # it and then write would deadlock.
+        to_read, to_write = _LOCK_HEADS if heads else _LOCK
         if share and not any(self._connection.execute(_FIND_ENDED, ids).first() for ids in by_kind):
-            shared = self._read(_LOCK_TO_READ, keys, by_kind)
-            if all(record.ended_at == NEVER for record in shared.values()):
-                return shared
+            locked = self._read(to_read, keys, by_kind)
+            share = all(record.ended_at == NEVER for record in locked.values())
+        else:
+            share = False
         # A membership of a deleted user or organization is evidence that changes that one's record.
-        return self._read(_LOCK_TO_WRITE, keys, by_kind)
+        if not share:
+            locked = self._read(to_write, keys, by_kind)
+        return locked | self.read_unlocked(whole) if heads else locked
 
     def save(self, changed: Sequence[Record]) -> list[Record]:
         """Write locked records and their rows in the mirror. Return the records with their local
@@ -168,6 +186,11 @@ class RecordStore:
     def read_unlocked(self, keys: Collection[Key]) -> dict[Key, Record]:
         """Return records without locking them. Unknown ones are empty."""
         return self._read(_ORDERED, keys, _group_by_kind(sorted(keys)))
+
+    def read_heads(self, keys: Collection[Key]) -> dict[Key, Record]:
+        """Return records without locking them, and without the contents of their groups, which can
+        be large. Unknown ones are empty. To see whether they are here, and what is known of it."""
+        return self._read(_HEADS, keys, _group_by_kind(sorted(keys)))
 
     def keys(self, kind: Kind, limit: int) -> list[Key]:
         """List the first known users or organizations by id, without those that are certainly
@@ -467,12 +490,11 @@ def to_row(record: Record) -> Row:
 
 
 def from_row(row: sa.RowMapping) -> Record:
-    """Return the record of a row."""
+    """Return the record of a row. Without the column `data`, its groups have no contents."""
+    data = row["data"] if "data" in row else dict.fromkeys(row["groups"])
     return Record(
         key=Key(row["kind"], row["logto_id"]),
-        groups={
-            name: _to_group(row["data"][name], standing) for name, standing in row["groups"].items()
-        },
+        groups={name: _to_group(data[name], standing) for name, standing in row["groups"].items()},
         facts=row["facts"],
         needs=row["needs"],
         gone_at=_read_gone_at(row),

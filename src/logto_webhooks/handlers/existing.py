@@ -202,7 +202,7 @@ def _without_others_work(store: Store, members: Sequence[Record]) -> list[Record
     """Leave out members whose user or organization isn't here, and those that a worker has yet to
     announce to handlers: it is telling of a user's or an organization's members step by step."""
     ends = {end for record in members for end in record.key.organization_and_user}
-    here = {key for key, end in store.read_unlocked(ends).items() if local_events.is_here(end)}
+    here = {key for key, end in store.read_heads(ends).items() if local_events.is_here(end)}
     announced_later = store.arriving(ends)
     return [
         record
