@@ -31,6 +31,7 @@ from logto_webhooks.mapping.deletions import (
 )
 from logto_webhooks.mapping.links import LinkFinder, NoLink, describe_raised
 from logto_webhooks.mapping.mirror import find_present, has_uncompared, read_rows
+from logto_webhooks.mapping.primary_keys import make_conditions
 from logto_webhooks.mapping.table_writer import (
     NOT_KEPT,
     SKIPPED,
@@ -309,20 +310,18 @@ class EntityWriter(TableWriter):
             for id_, row_id in before.items()
             if owners.get(row_id) == {id_}
         }
-        is_it = sa.or_(
-            sa.false(),
-            *(
-                sa.and_(*(c == value for c, value in zip(self._primary_key, key, strict=True)))
-                for key in keys
-            ),
-        )
-        query = sa.select(*self._read_columns()).where(self._mapping.key.text.is_(None), is_it)
-        found = {keys[self._key_of(row)]: row for row in self._run(query).mappings()}
+        query = sa.select(*self._read_columns()).where(self._mapping.key.text.is_(None))
+        queries = [query.where(are_some) for are_some in make_conditions(self._primary_key, keys)]
+        found = {
+            keys[self._key_of(row)]: row for query in queries for row in self._run(query).mappings()
+        }
         same = {id_: row for id_, row in found.items() if self._has_same_texts(rows[id_], row)}
         if not same:
             return {}
-        locking = query.with_for_update(skip_locked=True, key_share=True)
-        locked = {keys[self._key_of(row)]: row for row in self._run(locking).mappings()}
+        locking = [query.with_for_update(skip_locked=True, key_share=True) for query in queries]
+        locked = {
+            keys[self._key_of(row)]: row for query in locking for row in self._run(query).mappings()
+        }
         return {id_: locked.get(id_) or NoLink(SKIPPED, "owed", before[id_]) for id_ in same}
 
     def _has_same_texts(self, row: Any, own: sa.RowMapping) -> bool:

@@ -13,6 +13,7 @@ from logto_webhooks.database.mapped_rows import StateStore, encode_id
 from logto_webhooks.mapping.apply_run import SeenRows
 from logto_webhooks.mapping.declare import EntityMapping, Link
 from logto_webhooks.mapping.mirror import find_doubtful
+from logto_webhooks.mapping.primary_keys import make_conditions
 from logto_webhooks.mapping.sources import FunctionRaised
 
 _LINK: Final = "logto_link"
@@ -201,12 +202,14 @@ class LinkFinder:
         if not rows:
             return chosen
         place = self._mapping.primary_key
-        is_chosen = sa.or_(
-            *(sa.and_(*(column == row[column] for column in place)) for row in rows.values())
-        )
-        query = sa.select(*place).where(self._is_free, is_chosen)
+        query = sa.select(*place).where(self._is_free)
         query = query.with_for_update(skip_locked=True, key_share=True)
-        locked = {encode_id(row) for row in self._run(query)}
+        keys = [_values_of(row, place) for row in rows.values()]
+        locked = {
+            encode_id(row)
+            for are_some in make_conditions(place, keys)
+            for row in self._run(query.where(are_some))
+        }
         lost = {
             id_: NoLink(_LOCKED, "owed", row_id)
             for id_, row in rows.items()

@@ -27,6 +27,7 @@ from logto_webhooks.mapping.ends import EndValues, LogtoIds, NoValue, OwnParents
 from logto_webhooks.mapping.entity_writer import EntityWriter
 from logto_webhooks.mapping.links import describe_raised
 from logto_webhooks.mapping.mirror import Pair, read_pairs
+from logto_webhooks.mapping.primary_keys import make_conditions
 from logto_webhooks.mapping.table_writer import (
     NOT_KEPT,
     PlannedRow,
@@ -323,17 +324,12 @@ class PairWriter(TableWriter):
         self, keys: Sequence[tuple[Any, ...]]
     ) -> dict[tuple[Any, ...], tuple[str | None, ...]]:
         """Return the ids of the ends of rows."""
-        if not keys:
-            return {}
         place = self._primary_key
-        is_it = sa.or_(
-            *(
-                sa.and_(*(column == value for column, value in zip(place, key, strict=True)))
-                for key in keys
-            )
-        )
-        columns = [end.column for end, _ in self._ends]
-        return self._name(self._run(sa.select(*place, *columns).where(is_it)).all())
+        query = sa.select(*place, *(end.column for end, _ in self._ends))
+        rows: list[sa.Row[Any]] = []
+        for are_some in make_conditions(place, keys):
+            rows += self._run(query.where(are_some)).all()
+        return self._name(rows)
 
     def _name(self, rows: Sequence[sa.Row[Any]]) -> dict[tuple[Any, ...], tuple[str | None, ...]]:
         """Return the ids of the ends of rows, which follow their primary keys; None for an end that

@@ -1,0 +1,25 @@
+"""Conditions for the application's rows, by their primary keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+AT_ONCE: Final = (
+    500  # keys of one condition: SQLite refuses very many, PostgreSQL plans for seconds
+)
+
+
+def make_conditions(
+    columns: Sequence[sa.Column[Any]], keys: Iterable[Sequence[Any]]
+) -> Iterator[sa.ColumnElement[bool]]:
+    """Make conditions for the rows with these primary keys, each for some of them."""
+    wanted = [tuple(key) for key in keys]
+    for start in range(0, len(wanted), AT_ONCE):
+        some = wanted[start : start + AT_ONCE]
+        if len(columns) == 1:
+            yield columns[0].in_([value for (value,) in some])
+        else:
+            yield sa.tuple_(*columns).in_(some)
