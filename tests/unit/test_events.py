@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 from typing import Any
 
@@ -221,6 +222,25 @@ class TestMembers:
             (removed, "Organization.User.Removed", "c"),
         ]
         assert {each.organization_id for each in event.derived()} == {"theid"}
+
+    def test_the_event_of_one_member_is_made_without_the_others(self) -> None:
+        """Each of thousands has a job. The others aren't even checked."""
+        made = sample("Organization.Membership.Updated") | {
+            "addedUserIds": ["ana", "bo"],
+            "removedUserIds": ["cleo", "bo"],
+        }
+        body = trust(json.dumps(made).encode())
+        event = events.parse(body, AT)
+        assert isinstance(event, events.OrganizationMembershipUpdated)
+        for member in event.derived():
+            assert events.parse_member(body, member.event, member.user_id, AT) == member
+        odd = trust(json.dumps(made | {"addedUserIds": ["ana", "not:an:id"]}).encode())
+        with pytest.raises(MalformedEvent):
+            events.parse(odd, AT)
+        added = events.parse_member(odd, "Organization.User.Added", "ana", AT)
+        assert isinstance(added, events.OrganizationUserAdded)
+        assert added.user_id == "ana"
+        assert added.payload["addedUserIds"] == ["ana", "not:an:id"]
 
     def test_a_derived_event_sent_literally_means_what_it_says(self) -> None:
         """As users of other tools send it."""

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from msgspec import Struct, structs
 from msgspec.structs import replace
 
+from logto_webhooks import canonical_json
 from logto_webhooks.canonical_json import is_equal
 from logto_webhooks.database.dialect import (
     Row,
@@ -71,6 +72,13 @@ is_among_memberships = sa.and_(
     records.c.kind == sa.literal_column("'membership'"), among(records.c.logto_id, "ids")
 )
 _SELECT_IDS: Final = sa.select(records.c.logto_id).where(*_of_kind)
+_DOCUMENTS: Final = ("data", "groups", "facts", "needs")
+_SELECT_ENCODED: Final = sa.select(
+    *(
+        sa.type_coerce(column, sa.Text).label(column.name) if column.name in _DOCUMENTS else column
+        for column in records.c
+    )
+).where(*_of_kind)
 _FIND_ENDED: Final = _SELECT_IDS.where(
     records.c.gone_at.is_not(None) | records.c.absent_at.is_not(None)
 ).limit(1)
@@ -107,6 +115,18 @@ class RefetchNeed(Struct, frozen=True, kw_only=True):
     key: Key
     reason: str
     doubtful: bool
+
+
+class StoredRecord(Struct, frozen=True):
+    """A record as it is stored, with its documents as JSON. `size` is theirs."""
+
+    row: dict[str, Any]
+    size: int
+
+    def decode(self) -> Record:
+        """Decode its documents, which may be large."""
+        decoded = {name: canonical_json.decode(self.row[name].encode()) for name in _DOCUMENTS}
+        return from_row(self.row | decoded)
 
 
 class FoundRow(Struct, frozen=True, kw_only=True):
@@ -191,6 +211,14 @@ class RecordStore:
         """Return records without locking them, and without the contents of their groups, which can
         be large. Unknown ones are empty. To see whether they are here, and what is known of it."""
         return self._read(_HEADS, keys, _group_by_kind(sorted(keys)))
+
+    def read_encoded(self, key: Key) -> StoredRecord | None:
+        """Return a record without decoding its documents; None if it is unknown."""
+        wanted = {"of_kind": key.kind, "ids": [key.id]}
+        row = self._connection.execute(_SELECT_ENCODED, wanted).mappings().one_or_none()
+        if row is None:
+            return None
+        return StoredRecord(dict(row), sum(len(row[name]) for name in _DOCUMENTS))
 
     def keys(self, kind: Kind, limit: int) -> list[Key]:
         """List the first known users or organizations by id, without those that are certainly
@@ -489,7 +517,7 @@ def to_row(record: Record) -> Row:
     }
 
 
-def from_row(row: sa.RowMapping) -> Record:
+def from_row(row: sa.RowMapping | Row) -> Record:
     """Return the record of a row. Without the column `data`, its groups have no contents."""
     data = row["data"] if "data" in row else dict.fromkeys(row["groups"])
     return Record(
@@ -506,7 +534,7 @@ def from_row(row: sa.RowMapping) -> Record:
     )
 
 
-def _read_gone_at(row: sa.RowMapping) -> int:
+def _read_gone_at(row: sa.RowMapping | Row) -> int:
     """Return when it was deleted. Releases without `gone_at` wrote only `deleted_at`."""
     gone_at, deleted_at = _from_moment(row["gone_at"]), row["deleted_at"]
     if deleted_at is None or deleted_at in (gone_at, row["absent_at"]):

@@ -7,6 +7,8 @@ events, which report changes in your database.
 import difflib
 from typing import Final
 
+from msgspec.structs import replace
+
 from logto_webhooks import canonical_json
 from logto_webhooks.errors import NotADelivery, UnknownEventName
 from logto_webhooks.events.base import (
@@ -203,6 +205,24 @@ def parse(body: VerifiedBody, occurred_at: int | None = None) -> Event:
     """
     payload = canonical_json.shown(payload_of(body))
     return from_payload(payload, None if occurred_at is None else corrected(payload, occurred_at))
+
+
+def parse_member(
+    body: VerifiedBody, name: str, user_id: str, occurred_at: int | None = None
+) -> Event:
+    """Parse a verified body of a membership event as the derived event of one of its members. The
+    others, which can be thousands, are neither checked nor made into events.
+
+    Raises NotADelivery, MalformedEvent.
+    """
+    payload = canonical_json.shown(payload_of(body))
+    lists = {list_: [user_id] for list_ in ("addedUserIds", "removedUserIds") if list_ in payload}
+    at = None if occurred_at is None else corrected(payload, occurred_at)
+    event = from_payload(payload | lists, at)
+    if not isinstance(event, OrganizationMembershipUpdated):
+        return event
+    [member_event] = [one for one in event.derived() if (one.event, one.user_id) == (name, user_id)]
+    return replace(member_event, payload=payload)
 
 
 def from_payload(payload: Json, at: int | None = None) -> Event:

@@ -9,7 +9,7 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from enum import Enum, auto
 from functools import partial
 from pathlib import PurePath
@@ -22,6 +22,7 @@ from msgspec import Struct
 from logto_webhooks import canonical_json
 from logto_webhooks.clock import Clock
 from logto_webhooks.database.coroutines import DetachedTask, NotBegun
+from logto_webhooks.database.records import StoredRecord
 from logto_webhooks.database.store import Store
 from logto_webhooks.database.threads import RUNNING, AbandonedCalls, DetachedCall, Running
 from logto_webhooks.deliveries import LARGE
@@ -36,7 +37,7 @@ from logto_webhooks.errors import (
     describe,
 )
 from logto_webhooks.event_loop import Offloader
-from logto_webhooks.events import DERIVED, Event, OrganizationMembershipUpdated, parse
+from logto_webhooks.events import DERIVED, Event, parse, parse_member
 from logto_webhooks.events.local import LOCAL, LocalEvent, UserRow
 from logto_webhooks.handlers import Handler, Handlers
 from logto_webhooks.handlers.objects import (
@@ -81,7 +82,6 @@ class ClaimedJob(Struct, frozen=True):
     job: Job
     handler: Handler
     token: str
-    user: UserRow | None
 
     def to_outcome(self, state: JobState, **details: Any) -> JobOutcome:
         """Make an outcome with a new state of the job."""
@@ -189,12 +189,7 @@ class HandlerCaller:
             skip_locked=skip_locked,
             held_bytes=held_bytes,
         )
-        asking = [job for job in jobs if self._handlers.by_name[job.handler].asks_for_user]
-        users = _find_users(store, asking)
-        return [
-            ClaimedJob(job, self._handlers.by_name[job.handler], token, users.get(job.id))
-            for job in jobs
-        ]
+        return [ClaimedJob(job, self._handlers.by_name[job.handler], token) for job in jobs]
 
     async def call(self, claimed: ClaimedJob) -> CallResult:
         """Call the handler of a job. What it raises only affects this job."""
@@ -219,7 +214,12 @@ class HandlerCaller:
         timeout = asyncio.timeout(handler.options.time_limit_s)
         try:
             await self._check(claimed)
-            fill = partial(fill_parameters, handler, job, claimed.user)
+            user = None
+            if handler.asks_for_user:
+                stage = Stage.OPENING
+                user = await self._find_user(job)
+                stage = Stage.FILLING
+            fill = partial(fill_parameters, handler, job, user)
             is_large = len(job.payload) >= LARGE
             arguments = await self._offloader.run(fill) if is_large else fill()
             if wanted := find_wanted(arguments):
@@ -251,6 +251,19 @@ class HandlerCaller:
         took_ms = round((time.monotonic() - started) * 1000, 1)
         ran = HandlerRan(job.id, job.handler, job.event, job.subject, job.attempts + 1, took_ms)
         return CallResult(None if stage is Stage.WRITTEN else done, ran)
+
+    async def _find_user(self, job: Job) -> UserRow | None:
+        """Return the row of a job's user; None if the user isn't known. Others wait neither for the
+        query nor for the decoding, because a user's data may be large."""
+        kind, _, logto_id = job.subject.partition(":")
+        if kind != "user":
+            return None
+        key = Key("user", logto_id)
+        stored: StoredRecord | None = await self._read(lambda store: store.read_encoded(key))
+        if stored is None:
+            return None
+        find = partial(_to_user_row, stored)
+        return await self._offloader.run(find) if stored.size >= LARGE else find()
 
     async def _check(self, claimed: ClaimedJob) -> None:
         """Raise JobLost, Discard or HandlerMismatch for a job that must not run."""
@@ -391,15 +404,10 @@ def build_event(job: Job) -> Event | LocalEvent:
         is_large = len(job.payload) >= LARGE
         with canonical_json.no_collection() if is_large else contextlib.nullcontext():
             return msgspec.json.decode(job.payload, type=LOCAL[job.event])
-    event = parse(trust(job.payload), job.occurred_at)
-    if job.event in DERIVED and isinstance(event, OrganizationMembershipUpdated):
-        user = job.subject.partition(":")[2]
-        return next(
-            member_event
-            for member_event in event.derived()
-            if (member_event.event, member_event.user_id) == (job.event, user)
-        )
-    return event
+    body = trust(job.payload)
+    if job.event in DERIVED:
+        return parse_member(body, job.event, job.subject.partition(":")[2], job.occurred_at)
+    return parse(body, job.occurred_at)
 
 
 def build_delivery(job: Job) -> Delivery:
@@ -447,17 +455,8 @@ def _summarize(error: BaseException) -> str:
         return name_type(error)
 
 
-def _find_users(store: Store, jobs: Sequence[Job]) -> dict[int, UserRow | None]:
-    """Return the row of each job's user, by the job's id; None if the user isn't known."""
-    subjects = {job.id: job.subject.partition(":") for job in jobs}
-    keys = {
-        id_: Key("user", logto_id)
-        for id_, (kind, _, logto_id) in subjects.items()
-        if kind == "user"
-    }
-    records = store.read_unlocked(set(keys.values())) if keys else {}
-    rows = {key: local_events.user_row(record) for key, record in records.items()}
-    return {id_: rows[key] for id_, key in keys.items()}
+def _to_user_row(stored: StoredRecord) -> UserRow | None:
+    return local_events.user_row(stored.decode())
 
 
 def error_location(error: BaseException, function: Callable[..., Any]) -> str | None:
