@@ -116,6 +116,16 @@ class by_code(_DialectFunction):  # noqa: N801
     postgresql = '{} COLLATE "C"'
 
 
+class folded(_DialectFunction):  # noqa: N801
+    """A text to compare with a lowercase one."""
+
+    type = sa.Text()
+    inherit_cache = True
+    # Not lower(): an application may replace it, and an index of it would break.
+    sqlite = "{} COLLATE NOCASE"
+    postgresql = "lower({})"
+
+
 class contains(_DialectFunction):  # noqa: N801
     """Whether the bytes of a column contain some others."""
 

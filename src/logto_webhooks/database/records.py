@@ -21,6 +21,7 @@ from logto_webhooks.database.dialect import (
     among,
     among_pairs,
     execute_rows,
+    folded,
     insert_values,
     inserted_values,
     now,
@@ -317,7 +318,7 @@ class RecordStore:
         table, names = MIRROR[kind], _NAME_COLUMNS[kind]
         order = (table.c.deleted_at.is_not(None), table.c.id)
         same = [table.c[name] == query for name in names.exact]
-        same += [sa.func.lower(table.c[name]) == query.lower() for name in names.any_case]
+        same += [folded(table.c[name]) == query.lower() for name in names.any_case]
         same += [table.c.id == local_id for local_id in _parse_uuid(query)]
         alike = [table.c[name].icontains(query, autoescape=True) for name in names.parts]
         if not query:

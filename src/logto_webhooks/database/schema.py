@@ -9,6 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from logto_webhooks import canonical_json
+from logto_webhooks.database.dialect import folded
 from logto_webhooks.events.base import to_millis
 from logto_webhooks.records.projection import without_nul
 
@@ -158,6 +159,7 @@ records = sa.Table(
     *_optional(Millis, "absent_since"),
 )
 is_to_refetch = records.c.refetch_since.is_not(None)
+is_doubtful = records.c.doubtful.is_(sa.literal_column("true"))  # the same words on all databases
 
 users = sa.Table(
     "logto_users",
@@ -375,7 +377,9 @@ def metadata_with_indexes() -> sa.MetaData:
 
     Their options make SQLAlchemy import PostgreSQL's dialect, which is slow.
     """
-    _add_index("logto_deliveries_due", deliveries.c.due_at, deliveries.c.id, where=is_pending)
+    # With `received_at`, so that the age of the oldest is read without the table.
+    due = (deliveries.c.due_at, deliveries.c.id, deliveries.c.received_at)
+    _add_index("logto_deliveries_due", *due, where=is_pending)
     _add_index("logto_deliveries_odd", deliveries.c.state, where=is_odd)
     # With the id, so that pages of memberships are read in order.
     for column in (records.c.organization_id, records.c.user_id):
@@ -384,11 +388,13 @@ def metadata_with_indexes() -> sa.MetaData:
     kind, since, id_ = records.c["kind", "refetch_since", "logto_id"]
     _add_index("logto_records_refetch", since, kind, id_, where=is_to_refetch)
     _add_index("logto_records_refetch_kind", kind, since, id_, where=is_to_refetch)
+    _add_index("logto_records_doubtful", kind, where=is_doubtful)
     steps = membership_steps.c
     in_order = (steps.noted_at, steps.kind, steps.logto_id)
     _add_index("logto_membership_steps_noted", steps.change, *in_order)
     for column in (users.c.username, users.c.email, users.c.phone):
         _add_index(f"logto_users_{column.name}", column, **_ANY_LENGTH)
+    _add_index("logto_users_email_folded", folded(users.c.email), **_ANY_LENGTH)
     _add_index("logto_organization_members_user", members.c.logto_user_id)
     _add_index("logto_user_identities_identity", user_identities.c.identity_id, **_ANY_LENGTH)
     _add_index("logto_user_roles_role", user_roles.c.role_id, user_roles.c.logto_user_id)
@@ -432,6 +438,9 @@ _ANY_LENGTH: dict[str, Any] = {"postgresql_using": "hash"}
 
 
 def _add_index(
-    name: str, *columns: sa.Column[Any], where: sa.ColumnElement[bool] | None = None, **options: Any
+    name: str,
+    *columns: sa.ColumnElement[Any],
+    where: sa.ColumnElement[bool] | None = None,
+    **options: Any,
 ) -> None:
     sa.Index(name, *columns, sqlite_where=where, postgresql_where=where, **options)

@@ -25,6 +25,7 @@ from logto_webhooks.database.schema import (
     flow,
     flow_gaps,
     installation,
+    is_doubtful,
     is_pending,
     leases,
     queue_keys,
@@ -253,7 +254,7 @@ class Store(DeliveryStore, MembershipStore):
         recovered, reconciled = map(self.checkpoint, (RECOVER, RECONCILE))
         return Status(
             deliveries=self.count_deliveries(),
-            doubtful=self.count_records(records.c.doubtful),
+            doubtful=self.count_records(is_doubtful),
             refetch=self.count_records(records.c.refetch_since.is_not(None)),
             oldest_pending_s=self.oldest_pending_s(),
             recovered=recovered.count if recovered else 0,

@@ -18,6 +18,7 @@ Json = sa.Text()
 Document = sa.Text().with_variant(postgresql.JSONB(), "postgresql")
 # PostgreSQL's hash indexes take values of any length. B-tree indexes refuse more than 2,700 bytes.
 ANY_LENGTH = {"postgresql_using": "hash"}
+FOLDED = {"sqlite": "{} COLLATE NOCASE", "postgresql": "lower({})"}
 NOW = {
     "sqlite": "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)",
     "postgresql": "CAST(extract(epoch FROM statement_timestamp()) * 1000 AS BIGINT)",
@@ -83,7 +84,8 @@ def _deliveries() -> None:
         sa.UniqueConstraint("digest"),
         sqlite_autoincrement=True,
     )
-    _index("logto_deliveries_due", "logto_deliveries", ["due_at", "id"], "state = 'pending'")
+    due = ["due_at", "id", "received_at"]
+    _index("logto_deliveries_due", "logto_deliveries", due, "state = 'pending'")
     _index("logto_deliveries_odd", "logto_deliveries", ["state"], "state IN ('dead', 'ignored')")
 
 
@@ -108,6 +110,7 @@ def _records() -> None:
     by_time, by_kind = ["refetch_since", "kind", "logto_id"], ["kind", "refetch_since", "logto_id"]
     _index("logto_records_refetch", "logto_records", by_time, waits)
     _index("logto_records_refetch_kind", "logto_records", by_kind, waits)
+    _index("logto_records_doubtful", "logto_records", ["kind"], "doubtful IS true")
     op.create_table(
         "logto_membership_steps",
         *_key("change", "kind", "logto_id"),
@@ -133,6 +136,8 @@ def _users() -> None:
     )
     for name in ("username", "email", "phone"):
         op.create_index(f"logto_users_{name}", "logto_users", [name], **ANY_LENGTH)
+    folded = sa.text(FOLDED[op.get_context().dialect.name].format("email"))
+    op.create_index("logto_users_email_folded", "logto_users", [folded], **ANY_LENGTH)
     op.create_table(
         "logto_user_identities",
         *_key("logto_user_id", "target"),
