@@ -250,6 +250,24 @@ def test_a_locked_user_delays_no_other(
     assert events(run, "LocalMemberRemoved") == sorted(f"user:{each}" for each in MANY * 2)
 
 
+def test_many_memberships_end_while_users_with_few_are_deleted(
+    many: None, host: Any, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many of them there are, they don't always come first."""
+    monkeypatch.setattr(batch, "FEW", 0)
+    monkeypatch.setattr(membership_steps, "LEAST", 5)
+    monkeypatch.setattr(membership_steps, "MOST", 5)
+    others = [f"x{number:02}" for number in range(30)]
+    apply(run, *map(user, others), *(joined("p", each) for each in others))
+    delete(run, Key("organization", "o"), Key("user", others[0]))
+    ender = MembershipEnder(host, lambda report: None, 60.0)
+    for each in others[1:]:
+        asyncio.run(ender.step())
+        delete(run, Key("user", each))
+    assert [ending.key.kind for ending in run(lambda store: store.endings(9))] == ["user"]
+    assert len(events(run, "LocalMemberRemoved")) >= len(MANY)
+
+
 def test_many_arrivals_with_few_members_are_announced_together(
     many: None, host: Any, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,6 +68,7 @@ class MembershipEnder:
         self._sizer = BatchSizer(min(budget_s, LONGEST_S), MOST, LEAST)
         self._ending: Ending | None = None  # of one with many memberships
         self._left: list[Key] = []
+        self._took_few = False
         self._ended = 0  # of those that were listed
         self._look_at = 0.0
         self._put_off = _PutOff(observe)
@@ -93,7 +94,8 @@ class MembershipEnder:
             return 0
         keys = [ending.key for ending in endings]
         few = await self._host.read(partial(Store.with_few_memberships, ends=keys, most=LEAST))
-        return await (self._end_all_of(few) if few else self._begin(endings[0]))
+        self._took_few = _is_turn_of_few(few, keys[0], self._took_few)
+        return await (self._end_all_of(few) if self._took_few else self._begin(endings[0]))
 
     async def _end_all_of(self, ends: Sequence[Key]) -> int:
         """End all memberships of some users and organizations."""
@@ -174,6 +176,7 @@ class MembershipAnnouncer:
         self._ends = BatchSizer(min(budget_s, LONGEST_S), MOST_ENDS)  # with few memberships
         self._arrival: Arrival | None = None  # of one with many memberships
         self._after = ""
+        self._took_few = False
         self._look_at = 0.0
         self._put_off = _PutOff(observe)
 
@@ -192,7 +195,8 @@ class MembershipAnnouncer:
         arrivals = arrivals[: self._ends.weight]
         keys = [arrival.key for arrival in arrivals]
         few = await self._host.read(partial(Store.with_few_memberships, ends=keys, most=LEAST))
-        if few:
+        self._took_few = _is_turn_of_few(few, keys[0], self._took_few)
+        if self._took_few:
             return await self._announce_all_of([one for one in arrivals if one.key in few])
         self._arrival, self._after = arrivals[0], ""
         return await self._announce_some(self._arrival)
@@ -223,6 +227,12 @@ class MembershipAnnouncer:
             self._put_off.add(arrival.key, error)
             self._arrival = None
         return 1
+
+
+def _is_turn_of_few(few: Sequence[Key], first: Key, took_few: bool) -> bool:
+    """Whether to take those with few memberships now: in turn with the first one if that has many,
+    so that it doesn't wait as long as others come."""
+    return bool(few) and (first in few or not took_few)
 
 
 def _end_all_of(store: Store, ends: Sequence[Key]) -> None:
