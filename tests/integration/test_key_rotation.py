@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,18 @@ class TestStore:
         old = stranger(7, known=known, at=RECEIVED_AT - bounds.age_ms * 2)
         run(lambda store: store.webhook_keys.add_rejected([old]))
         assert 7 not in self.kept(run)
+
+    def test_the_bodies_are_not_read_to_find_what_to_delete(self, run: Run) -> None:
+        """Nor to count: there may be 64 MiB of them, and more come every second."""
+        works: list[Callable[[Store], object]] = [
+            lambda store: store.webhook_keys.add_rejected([]),
+            lambda store: store.webhook_keys.count_rejected(5, known=True),
+            lambda store: store.webhook_keys.count_rejected(5),
+        ]
+        reads = re.compile(r"(COVERING INDEX|Index Only Scan \w+ ?\w*) logto_rejected_kept")
+        for work in works:
+            for plan in run(partial(explain, work=work)):
+                assert reads.search(plan), plan
 
     def test_a_key_that_is_replaced_ends_after_the_overlap(self, run: Run) -> None:
         """Another webhook's doesn't; one that ends sooner keeps its end."""

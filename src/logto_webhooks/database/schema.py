@@ -429,6 +429,8 @@ def metadata_with_indexes() -> sa.MetaData:
         where=deleted_at.is_not(None),
     )
     _add_index("logto_keys_webhook", keys.c.webhook_id)
+    # What decides which of them to keep. In the table, it is behind the bodies.
+    _add_index("logto_rejected_kept", *rejected.c["known", "id", "size", "received_at"])
     _add_index("logto_lines_due", queue_keys.c.handler, queue_keys.c.due_at)
     return metadata
 

@@ -273,6 +273,8 @@ def _signing_keys() -> None:
         _column("known", sa.Boolean()),
         sqlite_autoincrement=True,
     )
+    kept = ["known", "id", "size", "received_at"]
+    _index("logto_rejected_kept", "logto_rejected", kept)
 
 
 def _state() -> None:
