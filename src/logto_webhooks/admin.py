@@ -639,7 +639,13 @@ class Admin:
         """Forget a mapping that you have removed. Its table isn't changed. Returns whether it was
         registered."""
         checked = validation.check_text("the mapping", name)
-        return await self._write(lambda store: store.mappings.forget(checked))
+        is_known = await self._write(lambda store: store.mappings.remove(checked))
+        after: str | None = ""
+        while after is not None:  # again, the rest of what was interrupted is forgotten
+            forget = partial(_forget_rows, name=checked, after=after)
+            count, after = await self._write(forget)
+            is_known = is_known or count > 0
+        return is_known
 
     async def diagnose(
         self,
@@ -801,6 +807,10 @@ def _list_places(
     store: Store, *, handler: str, state: JobState, after: Place | None
 ) -> list[Place]:
     return store.jobs.list_places(handler, state, after, AT_ONCE)
+
+
+def _forget_rows(store: Store, *, name: str, after: str) -> tuple[int, str | None]:
+    return store.mappings.forget(name, after)
 
 
 def _move_jobs(store: Store, *, ids: Sequence[int], move: JobMove) -> int:

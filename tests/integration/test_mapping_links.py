@@ -85,7 +85,11 @@ def test_a_row_that_was_somebodys_is_nobody_elses(
         changed = make.user_data_updated(id="ana", email="e3@x", at=2_000).body
         await copy.take([changed])
         if forgets:
-            await host.run(lambda store: store.mappings.forget(own.fullname))
+            await host.run(lambda store: store.mappings.remove(own.fullname))
+            assert await host.run(lambda store: store.mappings.forget(own.fullname, "")) == (
+                1,
+                None,
+            )
             await application.map(link=own.c.email)
             await application.apply_all()
         await copy.take([created("bo", "e1@x", at=3_000)])

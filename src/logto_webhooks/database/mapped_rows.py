@@ -46,7 +46,10 @@ NOT_CREATED: Final = "create=False"
 NOT_WRITTEN: Final = "it changed in a process that doesn't have this mapping"
 
 
-LINKING: Final = ":"  # is in no id
+# Values of `applied_to` that are no ids: see `RegisteredMapping`.
+LINKING: Final = ":"
+FORGETTING: Final = "::"
+AT_ONCE: Final = 5_000  # rows that are forgotten in one transaction
 
 
 class RegisteredMapping(Struct, frozen=True, kw_only=True):
@@ -54,7 +57,8 @@ class RegisteredMapping(Struct, frozen=True, kw_only=True):
 
     `definition` is a digest of what the mapping says. `applied_to` is the last record that was
     written since it says that; "" at the beginning, LINKING while the compared ones are linked, and
-    None when all were.
+    None when all were. It is FORGETTING before the beginning, while what it knows of records
+    without a row is forgotten.
     """
 
     name: str
@@ -213,13 +217,24 @@ class MappingStore:
                 seen |= {"kind": mapping.kind, "definition": mapping.definition}
                 seen |= {"former": sorted(former), "applied_to": "", "registered_at": now()}
                 if mapping.links:  # all records without a row are compared anew
-                    self._forget_unlinked(mapping.name)
+                    seen["applied_to"] = FORGETTING
             self._connection.execute(sa.update(mappings).where(is_it).values(seen))
 
-    def _forget_unlinked(self, name: str) -> None:
-        statement = sa.delete(mapped_rows)
-        statement = statement.where(mapped_rows.c.mapping == name, mapped_rows.c.row_id.is_(None))
-        self._connection.execute(statement)
+    def forget_unlinked(self, name: str) -> bool:
+        """Forget the next records without a row, before a mapping is applied anew. Return whether
+        it has yet to be applied because of that."""
+        query = sa.select(mappings.c.applied_to).where(mappings.c.name == name).with_for_update()
+        if self._connection.scalar(query) != FORGETTING:
+            return False
+        unlinked = sa.select(mapped_rows.c.logto_id).where(
+            mapped_rows.c.row_id.is_(None), mapped_rows.c.mapping == name
+        )
+        ids = self._connection.scalars(unlinked.limit(AT_ONCE)).all()
+        if ids:
+            self._connection.execute(_FORGET, {"mapping": name, "ids": list(ids)})
+        if len(ids) < AT_ONCE:
+            self.set_applied(name, "")
+        return True
 
     def list_put_off(self, name: str, reason: str, limit: int) -> list[Key]:
         """List some records of a mapping that wait for a row for this reason."""
@@ -242,20 +257,33 @@ class MappingStore:
         )
         return mapping.definition in (self._connection.scalar(query) or ())
 
-    def forget(self, name: str) -> bool:
-        """Delete a mapping, and what is known of its rows, except which record had each of them: if
-        it is registered again, nobody else gets a row. The rows stay. Return whether there was
-        one."""
+    def remove(self, name: str) -> bool:
+        """Delete a mapping. `forget` then deletes what is known of its rows. Return whether there
+        was one."""
+        is_it = mappings.c.name == name
+        return bool(self._connection.execute(sa.delete(mappings).where(is_it)).rowcount)
+
+    def forget(self, name: str, after: str) -> tuple[int, str | None]:
+        """Forget the next rows of a mapping that was deleted, except which record had each of them:
+        if it is registered again, nobody else gets a row. The rows stay. Return how many these
+        were, and the last record; None at the end, and if the mapping is registered again."""
+        if name in self.registered():
+            return 0, None
+        # Of all mappings, in the order of the primary key.
+        following = sa.select(mapped_rows.c.logto_id).where(mapped_rows.c.logto_id > after)
+        following = following.order_by(mapped_rows.c.logto_id).offset(AT_ONCE - 1).limit(1)
+        last = self._connection.scalar(following)
+        conditions = [mapped_rows.c.mapping == name, mapped_rows.c.logto_id > after]
+        if last is not None:
+            conditions.append(mapped_rows.c.logto_id <= last)
         names = ["mapping", "row_id", "logto_id"]
         own = sa.select(*(mapped_rows.c[column] for column in names)).where(
-            mapped_rows.c.mapping == name, mapped_rows.c.row_id.is_not(None)
+            *conditions, mapped_rows.c.row_id.is_not(None)
         )
         insert = insert_into(former_rows, self._connection.dialect.name).from_select(names, own)
         self._connection.execute(insert.on_conflict_do_nothing())
-        self._connection.execute(sa.delete(mapped_rows).where(mapped_rows.c.mapping == name))
-        return bool(
-            self._connection.execute(sa.delete(mappings).where(mappings.c.name == name)).rowcount
-        )
+        deleted = self._connection.execute(sa.delete(mapped_rows).where(*conditions))
+        return deleted.rowcount, last
 
     def lock_unapplied(self, names: Collection[str]) -> RegisteredMapping | None:
         """Lock one of the mappings that aren't applied to all records and that nobody else applies
@@ -344,13 +372,17 @@ class MappingStore:
         else:
             self._connection.execute(sa.update(mapped_rows).where(is_it).values(row_id=after))
 
-    def forget_deletions(self, name: str) -> None:
-        """Forget how many rows of a mapping were lately deleted."""
-        deleted_at = mapped_rows.c.deleted_at
-        statement = sa.update(mapped_rows).where(
-            mapped_rows.c.mapping == name, deleted_at.is_not(None)
+    def forget_deletions(self, name: str) -> int:
+        """Forget of the next rows of a mapping that they were lately deleted. Return how many."""
+        deleted = sa.select(mapped_rows.c.logto_id).where(
+            mapped_rows.c.mapping == name, mapped_rows.c.deleted_at.is_not(None)
         )
-        self._connection.execute(statement.values(deleted_at=None))
+        ids = self._connection.scalars(deleted.limit(AT_ONCE)).all()
+        statement = sa.update(mapped_rows).where(
+            mapped_rows.c.mapping == name, among(mapped_rows.c.logto_id, "ids")
+        )
+        self._connection.execute(statement.values(deleted_at=None), {"ids": list(ids)})
+        return len(ids)
 
     def list_unconfirmed(self, limit: int, after_ms: int) -> list[Key]:
         """List the records whose rows have waited so long to be deleted, because only one answer of
@@ -516,6 +548,7 @@ _LOCK_FREE = (
 # Made once, because a batch needs them several times.
 _of_mapping = mapped_rows.c.mapping == sa.bindparam("mapping")
 _SELECT_STATES = sa.select(*(mapped_rows.c[name] for name in RowState.__struct_fields__))
+_FORGET = sa.delete(mapped_rows).where(_of_mapping, among(mapped_rows.c.logto_id, "ids"))
 _FIND = _SELECT_STATES.where(_of_mapping, among(mapped_rows.c.logto_id, "ids"))
 _FIND_OF_RECORDS = _SELECT_STATES.where(_of_mapping, among(mapped_rows.c.record_id, "ids"))
 _FIND_BLOCKED = sa.select(_RECORD).where(
@@ -634,10 +667,7 @@ class StateStore:
 
     def forget(self, ids: Collection[str]) -> None:
         """Forget records that have no row, and never had one."""
-        statement = sa.delete(mapped_rows).where(
-            mapped_rows.c.mapping == self._mapping, among(mapped_rows.c.logto_id, "ids")
-        )
-        self._connection.execute(statement, {"ids": list(ids)})
+        self._connection.execute(_FORGET, {"mapping": self._mapping, "ids": list(ids)})
 
     def note_deletions(self, ids: Collection[str]) -> None:
         """Note that the rows of records were deleted, or unlinked, now."""

@@ -127,12 +127,18 @@ async def apply_all(
         await host.run(partial(_register, mappings=mappings))
     tally = Tally(mappings, run)
     for mapping in mappings.registered:
+        while not dry_run and await host.run(partial(_forget_unlinked, name=mapping.name)):
+            pass
         tally.begin(mapping)
         async for page in run_over_all(host, mappings, mapping, run):
             tally.add_page(page)
             progressed(tally.records)
+        if allow_deletes and not dry_run:
+            # They have been looked at, so the next ones are counted anew.
+            while await host.run(partial(_forget_deletions, mapping=mapping)):
+                pass
         if not dry_run:
-            await host.run(partial(_finish, mapping=mapping, allow_deletes=allow_deletes))
+            await host.run(partial(_finish, mapping=mapping))
     return tally.finish()
 
 
@@ -181,10 +187,17 @@ def check_not_replaced(store: Store, mapping: RegisteredMapping) -> None:
         raise InvalidMapping(table=mapping.name, problem=_OUTDATED)
 
 
-def _finish(store: Store, mapping: RegisteredMapping, allow_deletes: bool) -> None:
+def _forget_unlinked(store: Store, name: str) -> bool:
+    return store.mappings.forget_unlinked(name)
+
+
+def _forget_deletions(store: Store, mapping: RegisteredMapping) -> int:
     _check_current(store, mapping)
-    if allow_deletes:  # they have been looked at, so the next ones are counted anew
-        store.mappings.forget_deletions(mapping.name)
+    return store.mappings.forget_deletions(mapping.name)
+
+
+def _finish(store: Store, mapping: RegisteredMapping) -> None:
+    _check_current(store, mapping)
     store.mappings.set_applied(mapping.name, None)
 
 
@@ -275,6 +288,8 @@ def _apply_step(store: Store, mappings: Mappings) -> int | None:
     mapping = store.mappings.lock_unapplied(current) if current else None
     if mapping is None:
         return _write_followers(store, mappings, registered) if current else None
+    if store.mappings.forget_unlinked(mapping.name):
+        return 0
     is_linking = mapping.applied_to == LINKING
     keys = _list_page(store, mapping, "" if is_linking else mapping.applied_to or "")
     _write_page(store, mappings, mapping, keys, registered, run=ApplyRun())

@@ -13,6 +13,7 @@ from logto_webhooks.database.dialect import among
 from logto_webhooks.database.mapped_rows import (
     BY_WHERE,
     CHANGING,
+    FORGETTING,
     LINKING,
     NOT_CREATED,
     RowState,
@@ -67,6 +68,7 @@ class EntityWriter(TableWriter):
         self._is_over_all = run is not None
         self._rehearsal = run if run is not None and run.rehearses else None
         self._is_compared = applied_to in (None, LINKING)
+        self._is_forgetting = applied_to == FORGETTING
         self.kind = mapping.kind
         self._mapping = mapping
         self._unique = mapping.list_unique(connection.dialect.name)
@@ -337,6 +339,8 @@ class EntityWriter(TableWriter):
         """Whether other records may want the same existing rows, but haven't been compared yet."""
         if self._is_compared or self._is_over_all:  # which links in a second pass
             return not self._is_compared
+        if self._is_forgetting:  # what was compared before doesn't count
+            return True
         return has_uncompared(self._connection, self.name, self._mapping.kind, ids)
 
     def _is_wanted(self, row: Any) -> bool:
