@@ -310,13 +310,18 @@ def jobs_for_event(
     other = "no" if isinstance(event, TestPayload) else "only"
     name = ALIASES.get(event.event, event.event).replace("\0", "")  # PostgreSQL stores none
     subject, key = claimed.subject or f"event:{name}", claimed.digest.hex()
-    subjects = [(name, subject, key)]
+    subjects = {name: [(subject, key)]}
     if isinstance(event, OrganizationMembershipUpdated):
         for derived, users in (
             (OrganizationUserAdded.name, event.added_user_ids),
             (OrganizationUserRemoved.name, event.removed_user_ids),
         ):
-            subjects += [(derived, f"user:{user}", f"{key}:{derived}:{user}") for user in users]
+            subjects[derived] = [(f"user:{user}", f"{key}:{derived}:{user}") for user in users]
+    wanting = {  # chosen once for each event, which can have thousands of subjects
+        name: [handler for handler in handlers if handler.tests != other and handler.wants(name)]
+        for name, some in subjects.items()
+        if some
+    }
     return [
         NewJob(
             handler=handler.name,
@@ -327,9 +332,9 @@ def jobs_for_event(
             occurred_at=claimed.occurred_at,
             delivery_id=claimed.id,
         )
-        for name, subject, key in subjects
-        for handler in handlers
-        if handler.tests != other and handler.wants(name)
+        for name, those in wanting.items()
+        for subject, key in subjects[name]
+        for handler in those
     ]
 
 
