@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,9 @@ from msgspec.structs import replace
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from logto_webhooks import Delivery, LogtoWebhooks, events
+from logto_webhooks.cli.jobs import count_groups
 from logto_webhooks.database.jobs import JobStore
+from logto_webhooks.database.schema import jobs
 from logto_webhooks.database.store import Store
 from logto_webhooks.jobs import JobFilter, JobMove, JobOutcome, JobRow, JobState
 from logto_webhooks.testing import SIGNING_KEY, make
@@ -207,6 +210,34 @@ def test_all_dead_jobs_of_a_handler_are_moved_in_short_steps(
     lists = [place for place, statement in enumerate(read) if "LIMIT" in statement]
     assert len(lists) == 5 + 5 + 1
     assert all(read[place - 1] == "begin" for place in lists)
+
+
+def test_groups_of_jobs_are_counted_page_by_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No more than a page of tracebacks is in memory."""
+    monkeypatch.setattr("logto_webhooks.cli.jobs.AT_ONCE", 4)
+    logto = on_sqlite(tmp_path)
+    host = logto.database.host
+    large = sa.update(jobs).values(state="dead", error="x" * 100_000 + "\nValueError: no")
+
+    async def live() -> list[dict[str, object]]:
+        await logto.migrate()
+        await host.run(lambda store: store.jobs.add([job(f"{n}", f"user:{n}") for n in range(40)]))
+        await host.run(lambda store: store.connection.execute(large).rowcount)
+        await count_groups(logto, JobFilter())
+        tracemalloc.start()
+        try:
+            groups = await count_groups(logto, JobFilter())
+            assert tracemalloc.get_traced_memory()[1] < 20 * 100_000
+        finally:
+            tracemalloc.stop()
+        await logto.close()
+        return groups
+
+    assert asyncio.run(live()) == [
+        {"handler": "one", "state": "dead", "error": "ValueError: no", "jobs": 40}
+    ]
 
 
 def test_jobs_are_found_by_ids(run: Run) -> None:

@@ -175,17 +175,19 @@ def list_(
         limit=limit + 1,
     )
     if group:
-        jobs = run_admin(settings, lambda admin: _read_all(admin, filter))
+        groups = run_admin(settings, lambda admin: count_groups(admin, filter))
         output.show(
-            _count_groups(jobs),
+            groups,
             as_json,
             lambda groups: output.print_list("job group", groups, fold=True),
         )
+        is_empty = not groups
     else:
         jobs = run_admin(settings, lambda admin: admin.jobs(filter))
         output.show(jobs[:limit], as_json, _print)
         output.note_more(jobs, limit)
-    if not jobs:
+        is_empty = not jobs
+    if is_empty:
         if not as_json:
             output.note("No jobs found.")
         _explain_empty(settings, handler, event)
@@ -197,17 +199,13 @@ def _print(jobs: list[JobRow]) -> None:
         output.print_line(output.format_job(job))
 
 
-async def _read_all(admin: Admin, filter: JobFilter) -> list[JobRow]:
-    jobs: list[JobRow] = []
+async def count_groups(admin: Admin, filter: JobFilter) -> list[dict[str, object]]:
+    """Count jobs by handler, state and error, page by page: their tracebacks can be very large."""
+    counts: Counter[tuple[str, str, str]] = Counter()
     filter = structs.replace(filter, limit=AT_ONCE)
     while page := await admin.jobs(filter):
-        jobs += page
+        counts.update((job.handler, job.state, output.format_error(job.error)) for job in page)
         filter = structs.replace(filter, after=page[-1].id)
-    return jobs
-
-
-def _count_groups(jobs: list[JobRow]) -> list[dict[str, object]]:
-    counts = Counter((job.handler, job.state, output.format_error(job.error)) for job in jobs)
     return [
         {"handler": handler, "state": state, "error": error, "jobs": count}
         for (handler, state, error), count in counts.most_common()
