@@ -469,6 +469,34 @@ def test_a_locked_record_is_waited_for(tmp_path: Path) -> None:
         asyncio.run(body())
 
 
+def test_rows_that_cannot_be_counted_in_time_get_their_jobs(tmp_path: Path) -> None:
+    """The count is only for the progress, which then shows no share."""
+
+    class Slow(WrappedRunner):
+        async def read_long(self, work: Callable[[Store], T]) -> T:
+            raise TimedOut(problem="as with millions of rows")
+
+    host = open_host("sqlite", tmp_path)
+    progress: list[tuple[Any, ...]] = []
+
+    async def body() -> list[ExistingRows]:
+        await Copy(host).take([request.body for request in BEFORE])
+        await host.run(lambda store: store.jobs.register([USERS_ONLY]))
+        return await run_for_existing(
+            Slow(host),
+            USERS_ONLY,
+            RowFilter(),
+            Pacer(1e6),
+            dry_run=False,
+            progressed=lambda *told: progress.append(told),
+        )
+
+    [result] = asyncio.run(body())
+    asyncio.run(host.close())
+    assert (result.rows, result.jobs) == (2, 2)
+    assert [told[1:] for told in progress] == [(0, 0.0), (2, 0.0)]
+
+
 class TestPace:
     class Clock:
         """Time passes only while somebody sleeps."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,7 +15,13 @@ from msgspec import Struct
 from logto_webhooks.database.mirror import MirrorPage, RowFilter
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.store import Store
-from logto_webhooks.errors import HandlerUnknown, NotForRows, SettingInvalid, TimedOut
+from logto_webhooks.errors import (
+    HandlerUnknown,
+    NotForRows,
+    SettingInvalid,
+    StoreUnavailable,
+    TimedOut,
+)
 from logto_webhooks.events.local import (
     LocalEvent,
     LocalMemberAdded,
@@ -95,12 +102,14 @@ async def run_for_existing(
     handler is forgotten meanwhile, StoreUnavailable.
     """
     events = _choose_events(handler, wanted)
-    total = await host.read_long(partial(_count, events=events, wanted=wanted))
+    total: int | None = None
+    with contextlib.suppress(StoreUnavailable):  # it may take too long; the share is then 0
+        total = await host.read_long(partial(_count, events=events, wanted=wanted))
     results, done = [], 0
     for event in events:
         kind, title = _KINDS[event]
         result, after, is_last = ExistingRows(event=event), None, False
-        progressed(title, 0, done / max(1, total))
+        progressed(title, 0, _find_share(done, total))
         while not is_last:
             await pacer.wait()
             work = _PageWork(handler, event, kind, wanted, after, pacer.at_once, dry_run)
@@ -112,10 +121,14 @@ async def run_for_existing(
             result.jobs += jobs
             result.skipped += rows - jobs
             done += rows
-            progressed(title, result.rows, min(1.0, done / max(1, total)))
+            progressed(title, result.rows, _find_share(done, total))
             after, is_last = page.last, page.last is None
         results.append(result)
     return results
+
+
+def _find_share(done: int, total: int | None) -> float:
+    return 0.0 if total is None else min(1.0, done / max(1, total))
 
 
 def find_handler(store: Store, name: str) -> RegisteredHandler:
