@@ -285,6 +285,32 @@ def test_many_arrivals_with_few_members_are_announced_together(
     assert run(lambda store: store.arrivals(1)) == []
 
 
+@pytest.mark.postgres
+@pytest.mark.parametrize("host", ["asyncpg"], indirect=True)
+def test_a_locked_member_delays_no_other_arrival(
+    many: None, host: Any, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its organization is reported, and tried again later."""
+    monkeypatch.setattr(batch, "FEW", 0)
+    monkeypatch.setattr(membership_steps, "LOCKED_S", 60.0)
+    monkeypatch.setattr(membership_steps, "LOCK_S", 0.01)
+    asyncio.run(until_nothing_is_done(MembershipAnnouncer(host, lambda report: None, 60.0)))
+    names = [f"late{number:02}" for number in range(20)]
+    apply(run, *(joined(name, "u00") for name in names))
+    come = partial(batch.apply_reads, changes=list(map(organization, names)), source="webhook")
+    run(come)
+    reports: list[TelemetryEvent] = []
+    lock = "SELECT 1 FROM {}.logto_records WHERE logto_id = 'late03:u00' FOR UPDATE"
+    with postgres.sync_engine().connect() as other:
+        other.execute(sa.text(lock.format(postgres.schema())))
+        asyncio.run(until_nothing_is_done(MembershipAnnouncer(host, reports.append, 60.0)))
+        assert [arrival.key.id for arrival in run(lambda store: store.arrivals(9))] == ["late03"]
+        assert [getattr(report, "record", None) for report in reports] == ["organization:late03"]
+        other.rollback()
+    asyncio.run(until_nothing_is_done(MembershipAnnouncer(host, reports.append, 60.0)))
+    assert len(events(run, "LocalMemberAdded")) == len(names)
+
+
 def test_notes_are_listed_by_an_index(run: Run) -> None:
     """A few of them, the oldest first, and the next page of members who weren't announced."""
     acme = Key("organization", "acme")
