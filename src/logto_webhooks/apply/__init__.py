@@ -24,7 +24,7 @@ from logto_webhooks.apply.batch import (
 )
 from logto_webhooks.apply.membership_steps import MembershipAnnouncer, MembershipEnder
 from logto_webhooks.clock import Clock
-from logto_webhooks.database.deliveries import HUGE
+from logto_webhooks.database.deliveries import is_slow
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.store import LOCK_S, LONGEST_S, STATEMENT_S, Store
 from logto_webhooks.deliveries import LARGE, ClaimedDelivery, DeliveryOutcome, DeliveryState
@@ -104,7 +104,7 @@ class DeliveryWorker:
         self._stalls = 0
         self._unapplied: Sequence[Work] = []
         self._claimed_at = 0.0
-        self._claims_huge = True  # in turn with others, so that these don't wait for many
+        self._claims_quick = False  # in turn with slow ones, so that others don't wait for many
         self._token = ""
 
     def wake(self) -> None:
@@ -165,7 +165,7 @@ class DeliveryWorker:
         if not self._unapplied:
             self._token = uuid.uuid4().hex
             claimed = await self._host.run(self._claim)
-            self._claims_huge = not any(len(delivery.body) >= HUGE for delivery in claimed)
+            self._claims_quick = any(is_slow(delivery) for delivery in claimed)
             self._claimed_at = time.monotonic()
             with contextlib.suppress(ClaimLost):
                 self._unapplied = await self._parse(claimed)
@@ -182,7 +182,7 @@ class DeliveryWorker:
         return len(batch) + ended + await self._membership_announcer.step()
 
     def _claim(self, store: Store) -> list[ClaimedDelivery]:
-        return store.claim(self._token, MAX_ROWS, MAX_BYTES, LEASE_S, huge=self._claims_huge)
+        return store.claim(self._token, MAX_ROWS, MAX_BYTES, LEASE_S, quick=self._claims_quick)
 
     async def _parse(self, claimed: Sequence[ClaimedDelivery]) -> list[Work]:
         """Parse claimed deliveries without blocking the event loop for long."""

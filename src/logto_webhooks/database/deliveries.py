@@ -47,13 +47,19 @@ LOCK_MS: Final = 500
 _MOST_ROWS: Final = 64  # in one INSERT on SQLite
 _MOST_DIGESTS: Final = 1000  # in one IN (…)
 HUGE: Final = 512 * 2**10  # a body that can take seconds to apply
+_size = sa.func.length(deliveries.c.body)
+# So can a list of a thousand members.
+_is_slow = sa.or_(
+    _size >= HUGE, sa.and_(_size >= LARGE, deliveries.c.event.in_(sorted(MEMBERSHIP_EVENTS)))
+)
 _SELECT_DUE = (
-    sa.select(deliveries.c.id, sa.func.length(deliveries.c.body).label("size"))
+    sa.select(deliveries.c.id, _size.label("size"), _is_slow.label("is_slow"))
     .where(is_pending, deliveries.c.due_at <= now())
     .order_by(deliveries.c.due_at, deliveries.c.id)
     .limit(sa.bindparam("most"))
     .with_for_update(skip_locked=True)
 )
+_SELECT_QUICK = _SELECT_DUE.where(sa.not_(_is_slow))
 _these = among(deliveries.c.id, "ids")
 _lease_end = now() + sa.bindparam("lease_ms")
 _is_ours = deliveries.c.token == sa.bindparam("by")
@@ -80,6 +86,12 @@ _FINISH = (
     )
 )
 _SELECT_STORED = sa.select(*(_COLUMNS[name] for name in StoredDelivery.__struct_fields__))
+
+
+def is_slow(delivery: ClaimedDelivery) -> bool:
+    """Whether a delivery can take seconds to apply."""
+    least = LARGE if delivery.event in MEMBERSHIP_EVENTS else HUGE
+    return len(delivery.body) >= least
 
 
 class DeliveryStore:
@@ -116,16 +128,21 @@ class DeliveryStore:
         ]
 
     def claim(
-        self, token: str, limit: int, max_bytes: int, lease_s: float, *, huge: bool = True
+        self, token: str, limit: int, max_bytes: int, lease_s: float, *, quick: bool = False
     ) -> list[ClaimedDelivery]:
         """Claim due deliveries, the longest due first. Nobody else gets them during the lease.
 
-        A HUGE one is claimed alone, and if not `huge`, only if no other is due.
+        One that can take seconds to apply is claimed alone, and with `quick`, only if no other is
+        due.
         """
-        due = self._connection.execute(_SELECT_DUE, {"most": limit}).all()
-        if not (huge and due and due[0].size >= HUGE):
-            due = [row for row in due if row.size < HUGE] or due
-        most = 1 if due and due[0].size >= HUGE else len(due)
+        due: Sequence[Any] = ()
+        if quick:
+            due = self._connection.execute(_SELECT_QUICK, {"most": limit}).all()
+        if not due:
+            due = self._connection.execute(_SELECT_DUE, {"most": limit}).all()
+        if due and not due[0].is_slow:
+            due = [row for row in due if not row.is_slow]
+        most = 1 if due and due[0].is_slow else len(due)
         ids = [row.id for row in due[: count_fitting((row.size for row in due[:most]), max_bytes)]]
         if not ids:
             return []
