@@ -434,10 +434,10 @@ class Admin:
     ) -> ReplayResult:
         """Apply deliveries again, and run their dead and discarded jobs again.
 
-        With `rerun`, jobs that are done also run again. With `sync_only`, no jobs run. With a
-        `handler`, only its jobs run, and only deliveries that were never applied are applied.
-        `dry_run` returns the expected differences. Raises DeliveryUnknown, HandlerUnknown, and
-        SettingInvalid for an invalid id.
+        With `rerun`, jobs that are done also run again. With `sync_only`, no jobs run, and pending
+        deliveries are left out. With a `handler`, only its jobs run, and only deliveries that were
+        never applied are applied. `dry_run` returns the expected differences. Raises
+        DeliveryUnknown, HandlerUnknown, and SettingInvalid for an invalid id.
         """
         lag_ms, checked = self._settings().lag_ms, validation.check_ids("delivery", ids)
 

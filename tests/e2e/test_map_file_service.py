@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from logto_webhooks import LogtoWebhooks
+from logto_webhooks.database.store import Store
+from logto_webhooks.deliveries import DeliveryOutcome, DeliveryState
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support.map_files import OwnDatabase, own_database
 from tests.support.service import Service, command, one_line
@@ -119,13 +121,17 @@ def test_the_tables_of_an_application_and_of_a_file_are_mapped(database: OwnData
 
 
 def test_a_replay_writes_rows_before_any_service_has_run(database: OwnDatabase) -> None:
-    """A dry run registers nothing."""
+    """A dry run registers nothing. The delivery is dead, as after an error."""
+
+    def add_dead(store: Store) -> None:
+        store.add([delivery(make.user_created(id="ana", email="ana@x").body)])
+        [claimed] = store.claim("worker", 1, 2**20, 30)
+        store.finish("worker", [DeliveryOutcome(id=claimed.id, state=DeliveryState.DEAD)])
 
     async def receive() -> None:
         logto = LogtoWebhooks(signing_key=SIGNING_KEY, database_url=database.url)
-        received = [delivery(make.user_created(id="ana", email="ana@x").body)]
         await logto.migrate()
-        await logto.database.host.run(lambda store: store.add(received))
+        await logto.database.host.run(add_dead)
         await logto.close()
 
     asyncio.run(receive())

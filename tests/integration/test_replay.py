@@ -178,6 +178,15 @@ class TestLocalEvents:
         assert replayed(run, 1).jobs == 0
         assert len(told(run)) == 4
 
+    def test_sync_only_leaves_what_is_pending_to_the_worker(self, run: Run, take: Any) -> None:
+        """Else nothing would change when the worker applies it, and no handler would be told."""
+        request = make.user_created(id="ana", at=T0)
+        run(lambda store: store.add([delivery(request.body)]))
+        assert replayed(run, 1, sync_only=True).deliveries == 0
+        take()
+        assert told(run) == [("local", "waiting")]
+        assert replayed(run, 1, sync_only=True).deliveries == 1
+
     def test_who_came_is_told_once(self, run: Run, take: Any, host: Any) -> None:
         """Also if the handler was run for existing rows before, or is afterwards."""
         take(

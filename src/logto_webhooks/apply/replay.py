@@ -84,9 +84,14 @@ def replay(
 
     With `rerun`, jobs that are done also run again, unless their handler opted out. With a
     `handler`, only its jobs run, and only deliveries that were never applied are applied.
-    `sync_only` applies in this transaction and runs no jobs. `dry_run` also applies in it, to find
-    the differences; the caller must roll it back.
+    `sync_only` applies in this transaction and runs no jobs. It leaves out pending deliveries: the
+    worker that applies them makes the jobs of what they change. `dry_run` also applies in this
+    transaction, to find the differences; the caller must roll it back.
     """
+    if sync_only:
+        deliveries = [
+            delivery for delivery in deliveries if delivery.state is not DeliveryState.PENDING
+        ]
     at_once = sync_only or dry_run
     applied = [
         delivery
