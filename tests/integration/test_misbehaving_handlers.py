@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_e
 from sqlalchemy.orm import Session
 
 from logto_webhooks import LogtoWebhooks, events
+from logto_webhooks.database.coroutines import DetachedTask
 from logto_webhooks.database.sessions import find_written_table
 from logto_webhooks.database.threads import (
     MOST,
@@ -26,6 +27,7 @@ from logto_webhooks.database.threads import (
 )
 from logto_webhooks.errors import TableIsReadOnly
 from logto_webhooks.handlers import HandlerOptions, Handlers
+from logto_webhooks.handlers.watchdog import Watchdog
 from logto_webhooks.handlers.worker import AHEAD_S, ConcurrencyLimits
 from logto_webhooks.instrumentation import HandlerBlocks, HandlerHeld, TelemetryEvent
 from logto_webhooks.jobs import JobRow
@@ -112,6 +114,25 @@ def test_a_coroutine_that_blocks_its_loop_is_named(
     innermost, caller, *_ = report.stack.split(" < ")
     assert innermost == f"test_misbehaving_handlers.py:{block.__code__.co_firstlineno + 1} block"
     assert caller.startswith("test_misbehaving_handlers.py:")
+
+
+def test_a_loop_with_many_short_calls_is_the_fault_of_none_of_them() -> None:
+    """Each blocks for less than what is reported, but all are ready at once."""
+    reports: list[HandlerBlocks] = []
+
+    def block_shortly() -> None:
+        time.sleep(0.04)
+
+    async def live() -> None:
+        with Watchdog(reports.append).watching():
+            calls = []
+            for number in range(50):
+                RUNNING.set(Running(f"handler {number}", AbandonedCalls()))
+                calls.append(asyncio.create_task(DetachedTask().run(block_shortly)))
+            await asyncio.wait(calls)
+
+    asyncio.run(live())
+    assert reports == []
 
 
 def test_a_handler_that_left_too_many_threads_is_not_called(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from logto_webhooks.instrumentation import HandlerBlocks
 
 BLOCKED_S: Final = 1.0
 LOOK_S: Final = 0.25
+SURE_S: Final = 0.1  # between two looks at a call
 AGAIN_S: Final = 60.0  # between reports of one handler
 _FRAMES: Final = 8
 _HANDLE: Final = asyncio.Handle._run.__code__  # where asyncio runs a callback
@@ -57,15 +58,25 @@ class Watchdog:
                 self._look(thread, time.monotonic() - asked_at)
 
     def _look(self, thread: int, blocked_s: float) -> None:
-        frame = sys._current_frames().get(thread)
-        frames = [] if frame is None else list(_walk_outwards(frame))
-        handler = _find_handler(frames)
+        call = _find_call(_list_frames(thread))
+        if call is None:
+            return
+        time.sleep(SURE_S)
+        frames = _list_frames(thread)
+        if _find_call(frames) != call:  # the loop is busy with many short calls
+            return
+        handler, _ = call
         now = time.monotonic()
-        if handler is None or now - self._reported.get(handler, now - AGAIN_S) < AGAIN_S:
+        if now - self._reported.get(handler, now - AGAIN_S) < AGAIN_S:
             return
         self._reported[handler] = now
         stack = " < ".join(describe_frame(frame) for frame in frames[:_FRAMES])
         self._observe(HandlerBlocks(handler, round(blocked_s, 1), stack))
+
+
+def _list_frames(thread: int) -> list[types.FrameType]:
+    frame = sys._current_frames().get(thread)
+    return [] if frame is None else list(_walk_outwards(frame))
 
 
 def _walk_outwards(frame: types.FrameType | None) -> Iterator[types.FrameType]:
@@ -77,13 +88,14 @@ def _walk_outwards(frame: types.FrameType | None) -> Iterator[types.FrameType]:
         frame = frame.f_back
 
 
-def _find_handler(frames: list[types.FrameType]) -> str | None:
-    """Find the handler that the code runs for, also in a task that the handler created."""
+def _find_call(frames: list[types.FrameType]) -> tuple[str, types.FrameType] | None:
+    """Find the handler that the code runs for, also in a task that the handler created, and the
+    frame of that call."""
     for frame in frames:
         if frame.f_code is _HANDLE:
             context = frame.f_locals["self"]._context
             running = context.get(RUNNING)
-            return running.handler if running else None
+            return (running.handler, frame) if running else None
         if name := frame.f_locals.get(MARK):
-            return str(name)
+            return str(name), frame
     return None
