@@ -18,6 +18,7 @@ from logto_webhooks import events, validation
 from logto_webhooks.apply.replay import (
     AT_ONCE,
     REPLAYED_AT_ONCE,
+    JobReplay,
     ReplayResult,
     cut,
 )
@@ -442,18 +443,18 @@ class Admin:
         lag_ms, checked = self._settings().lag_ms, validation.check_ids("delivery", ids)
 
         def work(store: Store) -> ReplayResult:
-            return replay(
-                store,
-                checked,
-                lag_ms,
-                handler=handler,
-                rerun=rerun,
-                sync_only=sync_only,
-                dry_run=dry_run,
-            )
+            how = {"handler": handler, "sync_only": sync_only, "dry_run": dry_run}
+            return replay(store, checked, lag_ms, **how)
 
         await self._begin_changes(dry_run)
-        return await run_or_rehearse(self.database.host, work, dry_run)
+        result = await run_or_rehearse(self.database.host, work, dry_run)
+        if sync_only:
+            return result
+        jobs, run = 0, JobReplay(checked, handler, rerun)
+        while not run.is_over:
+            rows = await self._read(run.find_jobs)
+            jobs += await run_or_rehearse(self.database.host, partial(run.run, rows=rows), dry_run)
+        return replace(result, jobs=result.jobs + jobs)
 
     async def replay_all(
         self,

@@ -108,6 +108,16 @@ class NewJob(Struct, frozen=True, kw_only=True):
         return replace(self, key=key, queue_key=queue_key)
 
 
+class JobOfDelivery(Struct, frozen=True, kw_only=True):
+    """A job of a delivery, without what it does."""
+
+    id: int
+    handler: str
+    key: str
+    event: str
+    state: JobState
+
+
 class ToldEvent(Struct, frozen=True, kw_only=True):
     """A local event of a delivery, as a handler's job has kept it. `key` is the key of that job."""
 

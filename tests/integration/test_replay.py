@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from msgspec.structs import replace
 
 from logto_webhooks import ExistingRows, LogtoWebhooks, admin
-from logto_webhooks.apply.replay import ReplayResult
+from logto_webhooks.apply import replay as apply_replay
+from logto_webhooks.apply.replay import JobReplay, ReplayResult
 from logto_webhooks.database.mirror import RowFilter
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import DeliveryFilter, DeliveryOutcome, DeliveryState
@@ -23,6 +26,7 @@ from logto_webhooks.testing import make
 from tests.integration.conftest import Run
 from tests.support.jobs import claim, finish, job
 from tests.support.mounted import on_postgres, on_sqlite
+from tests.support.plans import explain
 from tests.support.stores import Copy, delivery, memory_host
 
 T = TypeVar("T")
@@ -40,8 +44,13 @@ def registered(run: Run, *handlers: RegisteredHandler) -> None:
     run(lambda store: store.jobs.register(handlers))
 
 
-def replayed(run: Run, *ids: int, **how: Any) -> ReplayResult:
-    return run(lambda store: admin.replay(store, ids, 100, **how))
+def replayed(run: Run, *ids: int, rerun: bool = False, **how: Any) -> ReplayResult:
+    result = run(lambda store: admin.replay(store, ids, 100, **how))
+    jobs, replay = 0, JobReplay(ids, how.get("handler"), rerun)
+    while not how.get("sync_only") and not replay.is_over:
+        rows = run(replay.find_jobs)
+        jobs += run(partial(replay.run, rows=rows))
+    return replace(result, jobs=result.jobs + jobs)
 
 
 def told(run: Run) -> list[tuple[str, str]]:
@@ -129,6 +138,24 @@ def test_all_jobs_of_a_delivery_run_again() -> None:
     run(lambda store: store.jobs.register([OLD]))
     run(lambda store: store.jobs.move(range(1, 10_002), JobMove.DISCARD))
     assert replayed(run, 1).jobs == 10_001
+
+
+def test_the_jobs_of_a_delivery_are_looked_at_page_by_page(
+    run: Run, applied: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the order of an index: accepting waits for each page on SQLite, and a deletion can have
+    made hundreds of thousands of jobs."""
+    registered(run, *(replace(OTHER, name=f"other {number}") for number in range(4)))
+    assert replayed(run, 1).jobs == 4
+    monkeypatch.setattr(apply_replay, "AT_ONCE", 2)
+    replay, pages = JobReplay([1]), []
+    while not replay.is_over:
+        pages.append(len(run(replay.find_jobs)))
+    assert pages == [2, 2, 1]
+    [plan] = run(partial(explain, work=lambda store: store.jobs.list_of_delivery(1, 2, 2)))
+    assert "logto_jobs_delivery" in plan
+    assert "Sort" not in plan
+    assert "TEMP B-TREE" not in plan
 
 
 class TestLocalEvents:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
 from msgspec import Struct
-from msgspec.structs import replace
 
 from logto_webhooks.apply import batch
 from logto_webhooks.database.store import Store
@@ -15,25 +15,17 @@ from logto_webhooks.deliveries import ClaimedDelivery, DeliveryState, StoredDeli
 from logto_webhooks.errors import MalformedEvent, NotADelivery
 from logto_webhooks.events.local import LOCAL
 from logto_webhooks.handlers.enqueue import COMING, jobs_for_event, jobs_for_told, record_of
-from logto_webhooks.jobs import JobFilter, JobMove, JobRow, NewJob
+from logto_webhooks.jobs import JobMove, JobOfDelivery, NewJob, RegisteredHandler
 from logto_webhooks.records.changes import read
 from logto_webhooks.records.drift import Drift, drifts_of
 from logto_webhooks.records.record import Change, Key
 from logto_webhooks.signing_keys import trust
 
-AT_ONCE: Final = 1_000
+AT_ONCE: Final = 1_000  # jobs
 REPLAYED_AT_ONCE: Final = 200
 # Of bodies: accepting waits for the transaction on SQLite, and 16 KiB can name a thousand members.
 REPLAYED_BYTES: Final = 16 * 2**10
 MOST_DRIFTS: Final = 1_000  # differences that are listed
-
-
-def iterate_jobs(store: Store, filter: JobFilter) -> Iterator[JobRow]:
-    """Yield all jobs that match, whatever the filter's limit, newest first."""
-    filter = replace(filter, limit=AT_ONCE)
-    while page := store.jobs.find(filter):
-        yield from page
-        filter = replace(filter, after=page[-1].id)
 
 
 def cut(ids: Iterable[int], sizes: Mapping[int, int]) -> Iterator[list[int]]:
@@ -75,15 +67,13 @@ def replay(
     lag_ms: int,
     *,
     handler: str | None = None,
-    rerun: bool = False,
     sync_only: bool = False,
     dry_run: bool = False,
 ) -> ReplayResult:
-    """Apply deliveries again, and run their dead or discarded jobs again. Handlers that were added
-    since then get jobs, too.
+    """Apply deliveries again, and make jobs for the handlers that their events lack. `replay_jobs`
+    does the rest.
 
-    With `rerun`, jobs that are done also run again, unless their handler opted out. With a
-    `handler`, only its jobs run, and only deliveries that were never applied are applied.
+    With a `handler`, only its jobs run, and only deliveries that were never applied are applied.
     `sync_only` applies in this transaction and runs no jobs. It leaves out pending deliveries: the
     worker that applies them makes the jobs of what they change. `dry_run` also applies in this
     transaction, to find the differences; the caller must roll it back.
@@ -92,20 +82,16 @@ def replay(
         deliveries = [
             delivery for delivery in deliveries if delivery.state is not DeliveryState.PENDING
         ]
-    at_once = sync_only or dry_run
     applied = [
         delivery
         for delivery in deliveries
         if handler is None or sync_only or delivery.state is DeliveryState.DEAD
     ]
-    drifts = _apply(store, applied, lag_ms) if at_once else []
+    drifts = _apply(store, applied, lag_ms) if sync_only or dry_run else []
     jobs = 0
     if not sync_only:
         store.inbox.make_pending([delivery.id for delivery in applied])
-        job_replay = _JobReplay(store, lag_ms, handler, rerun)
-        for delivery in deliveries:
-            job_replay.collect(delivery)
-        jobs = job_replay.run()
+        jobs = _add_missing_jobs(store, deliveries, lag_ms, _find_handlers(store, handler))
     return ReplayResult(deliveries=len(applied), jobs=jobs, drifts=drifts)
 
 
@@ -124,104 +110,141 @@ def _read_changes(delivery: StoredDelivery, lag_ms: int) -> Sequence[Change]:
         return []
 
 
-class _JobReplay:
-    """Runs jobs of deliveries again, and creates missing ones."""
+def _find_handlers(store: Store, name: str | None) -> list[RegisteredHandler]:
+    return [handler for handler in store.jobs.handlers() if name in (None, handler.name)]
 
-    def __init__(self, store: Store, lag_ms: int, handler: str | None, rerun: bool) -> None:
-        registered = store.jobs.handlers()
-        self._store = store
-        self._lag_ms = lag_ms
+
+def _add_missing_jobs(
+    store: Store,
+    deliveries: Sequence[StoredDelivery],
+    lag_ms: int,
+    handlers: Sequence[RegisteredHandler],
+) -> int:
+    """Add the jobs that deliveries would have today, whatever their age, and don't have. Return how
+    many. Those of a dead delivery are made by the worker that applies it."""
+    since = store.installed_at()
+    made = [
+        (job, delivery.state)
+        for delivery in deliveries
+        for job in _make_jobs(delivery, lag_ms, handlers, since)
+    ]
+    known = _find_known(store, [job for job, _ in made])
+    missing = [(job, state) for job, state in made if (job.handler, job.key) not in known]
+    store.jobs.add([job for job, state in missing if state is not DeliveryState.DEAD])
+    return len(missing)
+
+
+def _find_known(store: Store, jobs: Iterable[NewJob]) -> set[tuple[str, str]]:
+    """Return the handlers and keys of those of the jobs that their handlers had."""
+    keys: dict[str, list[str]] = {}
+    for job in jobs:
+        keys.setdefault(job.handler, []).append(job.key)
+    return {
+        (handler, key)
+        for handler, some in keys.items()
+        for key in store.jobs.known_keys(handler, some)
+    }
+
+
+def _make_jobs(
+    delivery: StoredDelivery, lag_ms: int, handlers: Sequence[RegisteredHandler], since: int
+) -> list[NewJob]:
+    """Make the jobs that a delivery would have today. It has none before it is applied, or if it is
+    older than the installation."""
+    if delivery.state is DeliveryState.PENDING or delivery.occurred_at < since:
+        return []
+    body = trust(delivery.body)
+    try:
+        event, _ = read(body, delivery.occurred_at, lag_ms)
+        digest = identify(body, delivery.received_at).digest
+    except (MalformedEvent, NotADelivery):
+        return []
+    claimed = ClaimedDelivery(
+        id=delivery.id,
+        body=delivery.body,
+        event=delivery.event,
+        subject=delivery.subject,
+        received_at=delivery.received_at,
+        attempt=1,
+        digest=digest,
+        occurred_at=delivery.occurred_at,
+        origin=delivery.origin,
+    )
+    return jobs_for_event(event, claimed, handlers)
+
+
+class JobReplay:
+    """Runs the jobs of deliveries again, in short transactions: a deletion can have made hundreds
+    of thousands. Handlers that were added since then get the local events that others were told of:
+    which ones a delivery had is only known from the jobs that it had then."""
+
+    def __init__(
+        self, delivery_ids: Sequence[int], handler: str | None = None, rerun: bool = False
+    ) -> None:
+        """With `rerun`, jobs that are done also run again, unless their handler opted out. With a
+        `handler`, only its jobs run."""
+        self._left = deque(delivery_ids)
         self._handler = handler
-        self._reruns = {
-            registration.name for registration in registered if rerun and registration.rerun
-        }
-        self._handlers = [
-            registration for registration in registered if handler in (None, registration.name)
+        self._rerun = rerun
+        self._after = 0  # the last job of the first delivery that was looked at
+        self._made: set[tuple[str, str]] = set()  # the handler and key of each new job
+        self.is_over = False
+
+    def find_jobs(self, store: Store) -> list[JobOfDelivery]:
+        """List the next jobs."""
+        rows: list[JobOfDelivery] = []
+        while self._left and len(rows) < AT_ONCE:
+            page = store.jobs.list_of_delivery(self._left[0], self._after, AT_ONCE - len(rows))
+            rows += page
+            if len(rows) == AT_ONCE:
+                self._after = page[-1].id
+            else:
+                self._left.popleft()
+                self._after = 0
+        self.is_over = not self._left
+        return rows
+
+    def run(self, store: Store, rows: Sequence[JobOfDelivery]) -> int:
+        """Run those of the jobs again that are dead or discarded, or done if that is wanted, and
+        make those of new handlers. Return how many."""
+        registered = store.jobs.handlers()
+        reruns = {handler.name for handler in registered if self._rerun and handler.rerun}
+        again = [
+            row.id
+            for row in rows
+            if self._handler in (None, row.handler)
+            and (
+                row.state in ("dead", "discarded")
+                or (row.state == "done" and row.handler in reruns)
+            )
         ]
-        self._since = store.installed_at()
-        self._is_local_wanted = any(
-            registration.wants(name) for registration in self._handlers for name in LOCAL
-        )
-        self._again: list[int] = []
-        self._new: list[NewJob] = []
-        self._missing = 0
-        self._told: dict[tuple[str, str], NewJob] = {}  # by handler and key
-        self._came: set[Key] = set()
+        untold = self._find_untold(store, rows, _find_handlers(store, self._handler))
+        self._made |= {(job.handler, job.key) for job in untold}
+        # All at once, so that their queues are locked in order.
+        store.jobs.add(untold)
+        return len(store.jobs.move(again, JobMove.REPEAT)) + len(untold)
 
-    def collect(self, delivery: StoredDelivery) -> None:
-        """Find the jobs of a delivery, and make the missing ones, whatever its age. For a dead
-        delivery, the worker that applies it makes them.
-
-        Which local events a delivery had is only known from the jobs that it had then.
-        """
-        existing: set[tuple[str, str, str]] = set()
-        for row in iterate_jobs(
-            self._store, JobFilter(delivery_id=delivery.id, handler=self._handler)
-        ):
-            existing.add((row.handler, row.event, row.subject))
-            if row.state in ("dead", "discarded") or self._is_rerun(row):
-                self._again.append(row.id)
-        jobs = self._make_jobs(delivery)
-        new = [job for job in jobs if (job.handler, job.event, job.subject) not in existing]
-        self._missing += len(new)
-        if delivery.state is not DeliveryState.DEAD:
-            self._new += new
-        if self._is_local_wanted:
-            self._collect_told(delivery)
-
-    def _collect_told(self, delivery: StoredDelivery) -> None:
-        for told in self._store.jobs.told_events(delivery.id):
-            if told.event not in LOCAL:  # another release's
-                continue
-            event = msgspec.json.decode(told.payload, type=LOCAL[told.event])
-            jobs = jobs_for_told(event, told, self._handlers)
-            if jobs and isinstance(event, COMING):
-                self._came.add(record_of(event))
-            for job in jobs:
-                self._told.setdefault((job.handler, job.key), job)
-
-    def _find_untold(self) -> list[NewJob]:
+    def _find_untold(
+        self, store: Store, rows: Sequence[JobOfDelivery], handlers: Sequence[RegisteredHandler]
+    ) -> list[NewJob]:
         """Return the jobs of past local events that their handlers haven't had. A record that came
         is locked, so that no worker tells of it meanwhile."""
+        first = {row.key: row for row in reversed(rows) if row.event in LOCAL}
+        wanted = [
+            row.id
+            for row in first.values()
+            if any(handler.wants(row.event) for handler in handlers)
+        ]
+        came: set[Key] = set()
+        jobs: dict[tuple[str, str], NewJob] = {}
+        for told in store.jobs.told_events(wanted) if wanted else ():
+            event = msgspec.json.decode(told.payload, type=LOCAL[told.event])
+            made = jobs_for_told(event, told, handlers)
+            if made and isinstance(event, COMING):
+                came.add(record_of(event))
+            for job in made:
+                jobs.setdefault((job.handler, job.key), job)
         for kind in ("organization", "user", "membership"):  # as workers do
-            self._store.lock(sorted(key for key in self._came if key.kind == kind))
-        keys: dict[str, list[str]] = {}
-        for handler, key in self._told:
-            keys.setdefault(handler, []).append(key)
-        known = {name: self._store.jobs.known_keys(name, some) for name, some in keys.items()}
-        return [job for (handler, key), job in self._told.items() if key not in known[handler]]
-
-    def run(self) -> int:
-        """Create and repeat the jobs of all deliveries at once, so that their queues are locked in
-        order."""
-        untold = self._find_untold()
-        self._missing += len(untold)
-        self._store.jobs.add([*self._new, *untold])
-        return len(self._store.jobs.move(self._again, JobMove.REPEAT)) + self._missing
-
-    def _is_rerun(self, row: JobRow) -> bool:
-        return row.state == "done" and row.handler in self._reruns
-
-    def _make_jobs(self, delivery: StoredDelivery) -> list[NewJob]:
-        """Make the jobs that a delivery would have today. It has none before it is applied, or if
-        it is older than the installation."""
-        if delivery.state is DeliveryState.PENDING or delivery.occurred_at < self._since:
-            return []
-        body = trust(delivery.body)
-        try:
-            event, _ = read(body, delivery.occurred_at, self._lag_ms)
-            digest = identify(body, delivery.received_at).digest
-        except (MalformedEvent, NotADelivery):
-            return []
-        claimed = ClaimedDelivery(
-            id=delivery.id,
-            body=delivery.body,
-            event=delivery.event,
-            subject=delivery.subject,
-            received_at=delivery.received_at,
-            attempt=1,
-            digest=digest,
-            occurred_at=delivery.occurred_at,
-            origin=delivery.origin,
-        )
-        return jobs_for_event(event, claimed, self._handlers)
+            store.lock(sorted(key for key in came if key.kind == kind))
+        known = _find_known(store, jobs.values()) | self._made
+        return [job for place, job in jobs.items() if place not in known]

@@ -39,6 +39,7 @@ from logto_webhooks.jobs import (
     JobCount,
     JobFilter,
     JobMove,
+    JobOfDelivery,
     JobOutcome,
     JobRow,
     JobState,
@@ -332,13 +333,25 @@ class JobStore:
         execute_rows(self._connection, statement, rows)
         self._touch({(job.handler, job.queue_key) for job in new})
 
-    def told_events(self, delivery_id: int) -> list[ToldEvent]:
-        """Return the local events of a delivery that any handler was told of, each once."""
-        of_delivery = jobs.c.delivery_id == delivery_id, jobs.c.payload.is_not(None)
-        first = sa.select(sa.func.min(jobs.c.id)).where(*of_delivery).group_by(jobs.c.key)
+    def list_of_delivery(self, delivery_id: int, after: int, limit: int) -> list[JobOfDelivery]:
+        """List the next jobs of a delivery after the id `after`, in the order of an index."""
+        place = (jobs.c.delivery_id, jobs.c.id)
+        query = (
+            sa.select(*(jobs.c[name] for name in JobOfDelivery.__struct_fields__))
+            # Without statistics, a planner takes an equal delivery for selective, and sorts.
+            .where(sa.tuple_(*place) > sa.tuple_(delivery_id, after))
+            .where(jobs.c.delivery_id <= delivery_id)
+            .order_by(*place)
+            .limit(limit)
+        )
+        return [JobOfDelivery(**row) for row in self._connection.execute(query).mappings()]
+
+    def told_events(self, ids: Sequence[int]) -> list[ToldEvent]:
+        """Return the local events of jobs, in the order of the jobs."""
         columns = (jobs.c[name] for name in ToldEvent.__struct_fields__)
-        query = sa.select(*columns).where(jobs.c.id.in_(first)).order_by(jobs.c.id)
-        return [ToldEvent(**row) for row in self._connection.execute(query).mappings()]
+        query = sa.select(*columns).where(_these_jobs, jobs.c.payload.is_not(None))
+        rows = self._connection.execute(query.order_by(jobs.c.id), {"ids": list(ids)}).mappings()
+        return [ToldEvent(**row) for row in rows]
 
     def known_keys(self, handler: str, keys: Sequence[str]) -> set[str]:
         """Return those of the keys with which a handler has had a job."""

@@ -405,7 +405,7 @@ def metadata_with_indexes() -> sa.MetaData:
     _add_index("logto_jobs_done", *queue, where=is_done)
     odd = (jobs.c.handler, jobs.c.state, jobs.c.id)
     _add_index("logto_jobs_odd", *odd, where=has_not_succeeded)
-    _add_index("logto_jobs_delivery", jobs.c.delivery_id)
+    _add_index("logto_jobs_delivery", jobs.c.delivery_id, jobs.c.id)
     of_role = mapped_rows.c.record_id.is_not(None)
     of_record = (mapped_rows.c.record_id, mapped_rows.c.mapping)
     _add_index("logto_mapped_rows_record", *of_record, where=of_role)

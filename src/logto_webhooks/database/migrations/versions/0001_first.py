@@ -207,7 +207,7 @@ def _jobs() -> None:
     _index("logto_jobs_done", "logto_jobs", order, "state = 'done'")
     odd = "state IN ('dead', 'discarded')"
     _index("logto_jobs_odd", "logto_jobs", ["handler", "state", "id"], odd)
-    _index("logto_jobs_delivery", "logto_jobs", ["delivery_id"])
+    _index("logto_jobs_delivery", "logto_jobs", ["delivery_id", "id"])
     op.create_table(
         "logto_lines",
         _id(),
