@@ -236,14 +236,16 @@ def test_jobs_of_a_handler_are_listed_page_by_page(run: Run, state: JobState) ->
     run(lambda store: [store._connection.execute(one).rowcount for one in (over, others)])
     found: list[int] = []
     after: Place | None = None
-    while page := run(lambda store, after=after: store.jobs.list_places("one", state, after, 70)):  # type: ignore[misc]
+
+    def list_next(store: Store) -> list[Place]:
+        return store.jobs.list_places("one", state, after, 70)
+
+    while page := run(list_next):
         assert len(page) <= 70
         found += [place[-1] for place in page]
         after = page[-1]
     assert sorted(found) == list(range(2, 501, 2))
-    [plan] = run(
-        lambda store: explain(store, lambda store: store.jobs.list_places("one", state, after, 70))
-    )
+    [plan] = run(lambda store: explain(store, list_next))
     index = "odd" if state in ("dead", "discarded") else state.value
     assert f"logto_jobs_{index}" in plan, plan
     assert "TEMP B-TREE" not in plan, plan
@@ -266,8 +268,12 @@ def test_missing_queues_are_found_step_by_step(run: Run) -> None:
     missing: list[Queue] = []
     after: Queue | None = None
     steps = 0
+
+    def find_next(store: Store) -> tuple[list[Queue], Queue | None]:
+        return store.jobs.find_missing_queues(after, 7)
+
     while steps == 0 or after is not None:
-        some, after = run(lambda store, after=after: store.jobs.find_missing_queues(after, 7))  # type: ignore[misc]
+        some, after = run(find_next)
         steps, missing = steps + 1, missing + some
     wanted = [("one", f"user:{n}") for n in (3, 7)] + [("two", f"user:{n}") for n in range(9)]
     assert missing == wanted

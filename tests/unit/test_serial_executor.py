@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from logto_webhooks.database.threads import SerialExecutor
 
@@ -53,7 +54,7 @@ def test_what_waits_behind_an_abandoned_call_is_done() -> None:
     async def main() -> None:
         stuck = asyncio.create_task(lane.run(wait))
         await asyncio.to_thread(begun.wait, 10)
-        works = [lane.run(lambda number=number: done.append(number)) for number in range(3)]  # type: ignore[misc]
+        works = [lane.run(partial(done.append, number)) for number in range(3)]
         waiting = asyncio.gather(*works)
         await asyncio.sleep(0)
         thread = lane.abandon()
