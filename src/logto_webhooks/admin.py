@@ -108,12 +108,17 @@ class HandlerInfo(Struct, frozen=True, kw_only=True):
 
 
 def resolve_one(store: Store, kind: Kind, query: str) -> Key:
-    """Resolve a query to the one record that it matches, or the only one that isn't deleted. If it
-    matches none, it is taken for a Logto ID.
+    """Resolve a query to the record with this ID, or else to the one record that it matches, or the
+    only one that isn't deleted. If it matches none, it is taken for a Logto ID.
 
     Raises SettingInvalid if it matches several.
     """
-    rows = store.find(kind, validation.check_text("the query", query), 2)
+    itself = Key(kind, validation.check_text("the query", query))
+    if store.read_heads([itself])[itself].kept:  # whatever username or name others have
+        return itself
+    rows = store.find(kind, query, 2)
+    if rows and str(rows[0].row["id"]) == query.lower():
+        rows = rows[:1]
     living = [row for row in rows if row.row["deleted_at"] is None]
     rows = living if len(living) == 1 else rows
     if len(rows) > 1:
@@ -384,13 +389,14 @@ class Admin:
     async def test_endpoint(
         self, webhook: str | None = None, *, event: str | None = None, timeout_s: float = 10.0
     ) -> TestResult:
-        """Make a webhook (by default yours) send a test payload, and wait until it arrives.
+        """Make a webhook send a test payload, and wait until it arrives. The default is yours, or
+        the only one.
 
         Raises WebhookUnknown, UnknownEventName.
         """
         await self.database.check()
         async with open_client(self._settings()) as logto:
-            found = await self._find_webhook(logto, webhook)
+            found = await self._find_webhook(logto, webhook, or_only=True)
             sent = event or next(
                 (name for name in found.events if name not in LATER), _DEFAULT_TEST_EVENT
             )
@@ -775,13 +781,15 @@ class Admin:
         except SettingInvalid:
             return ()  # the check of the database says so
 
-    async def _find_webhook(self, logto: ManagementClient, query: str | None) -> Webhook:
+    async def _find_webhook(
+        self, logto: ManagementClient, query: str | None, *, or_only: bool = False
+    ) -> Webhook:
         found, _ = await webhooks.list_webhooks(logto)
         if query:
             return find_webhook(found, query)
         settings = self._settings()
         keys = {*split_signing_keys(settings), *await self._read_learnt_keys()}
-        return find_our_webhook(found, keys, settings.public_url)
+        return find_our_webhook(found, keys, settings.public_url, or_only=or_only)
 
     async def _read_learnt_keys(self) -> list[str]:
         return [key.key for key in await self._read(lambda store: store.webhook_keys.learnt())]
@@ -789,12 +797,10 @@ class Admin:
     async def _explain(self, kind: Kind, query: str) -> Explained | None:
         lag_ms = self._settings().lag_ms
 
-        from logto_webhooks import explain
+        from logto_webhooks.explain import explain_stored
 
-        def work(store: Store) -> Explained | None:
-            return explain.explain_stored(store, resolve_one(store, kind, query), lag_ms)
-
-        return await self._read(work)
+        subject = await self._read(lambda store: resolve_one(store, kind, query))
+        return await explain_stored(self.database.host, subject, lag_ms)
 
     def _wake(self) -> None:
         """Do nothing: no worker runs here."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import threading
@@ -30,7 +31,13 @@ from logto_webhooks import ensure_user
 from logto_webhooks.admin import Admin
 from logto_webhooks.database import Database, Engine, wrap_engine
 from logto_webhooks.ensure_user import OwnUsers, UserLookup
-from logto_webhooks.errors import CalledFromEventLoop, NotStarted, SettingInvalid, StartedElsewhere
+from logto_webhooks.errors import (
+    CalledFromEventLoop,
+    InvalidMapping,
+    NotStarted,
+    SettingInvalid,
+    StartedElsewhere,
+)
 from logto_webhooks.events.local import OrganizationRow, UserRow
 from logto_webhooks.handlers import TIME_LIMIT_S, Function, HandlerOptions, What, parse_patterns
 from logto_webhooks.ingest import WebhookResponse, asgi
@@ -70,8 +77,8 @@ logger = logging.getLogger("logto_webhooks")
 class LogtoWebhooks(Admin):
     """Receives Logto's webhooks in an application and runs its handlers.
 
-    Creating an instance reads no environment and opens nothing. `lifespan` starts it. Each command
-    is also a method: `status`, `users`, `explain_user`, `replay`, `recover`, `reconcile` ….
+    Creating an instance reads no environment and opens nothing. `lifespan` starts it. Most commands
+    are also methods: `status`, `users`, `explain_user`, `replay`, `recover`, `reconcile` ….
     """
 
     def __init__(
@@ -80,14 +87,15 @@ class LogtoWebhooks(Admin):
         signing_key: str = "",
         engine: Engine | None = None,
         database_url: str | None = None,
-        path: str = "/api/webhooks/logto",
+        path: str | None = None,
         observe: Observer = logs.observe,
         environment: Mapping[str, str] | None = None,
         **settings: Unpack[MountedSettings],
     ) -> None:
         """`signing_key` is one key, or several keys, separated by commas. Pass either your `engine`
-        or a `database_url`. Other settings are those of `MountedSettings`. If you pass an
-        `environment`, missing settings are read from it when they are needed.
+        or a `database_url`. `path` is the webhook's, by default /api/webhooks/logto. Other settings
+        are those of `MountedSettings`. If you pass an `environment`, missing settings are read from
+        it when they are needed.
 
         Raises SettingInvalid, and TypeError for an unknown setting.
         """
@@ -102,8 +110,6 @@ class LogtoWebhooks(Admin):
         self._lookups = WeakKeyDictionary[asyncio.AbstractEventLoop, UserLookup]()
         self._starting = threading.Lock()
         self._loops: list[asyncio.AbstractEventLoop] = []  # one for each entered lifespan
-        self.path = path
-        self._paths = asgi.path_variants(path)
         if environment is None:
             self._settings()  # first report a misspelled setting, which may be the engine
             if (engine is None) == (database_url is None):
@@ -114,7 +120,7 @@ class LogtoWebhooks(Admin):
             self.handlers.fit(wrap_engine(engine, None).host.provides)
 
     @classmethod
-    def from_env(cls, *, path: str = "/api/webhooks/logto") -> LogtoWebhooks:
+    def from_env(cls, *, path: str | None = None) -> LogtoWebhooks:
         """Create an instance that reads its settings from the environment when it starts. If a
         command runs it, it uses the command's settings, which include the file `.env`."""
         return cls(path=path, environment=os.environ)
@@ -152,6 +158,19 @@ class LogtoWebhooks(Admin):
             if name not in ("database_url", "schema")
             and value not in (None, getattr(defaults, name), getattr(settings, name))
         ]
+
+    @property
+    def path(self) -> str:
+        """The webhook's path. Raises SettingInvalid."""
+        # Only this setting is read: routes are made before the application starts, when others may
+        # be missing.
+        [variable] = VARIABLES["path"]
+        value = (self._environment or {}).get(variable, "")
+        return from_env({variable: value}, path=self._given["path"]).path
+
+    @functools.cached_property
+    def _paths(self) -> set[str]:
+        return asgi.path_variants(self.path)
 
     @property
     def schema(self) -> str | None:
@@ -378,6 +397,9 @@ class LogtoWebhooks(Admin):
         )
 
     def _map(self, mapping: EntityMapping | PairMapping) -> None:
+        if self.handlers.loop is not None:
+            problem = "the application has already started: map tables before"
+            raise InvalidMapping(table=mapping.name, problem=problem)
         self.mappings.add(mapping)
         warn_about_kept(mapping)
 
@@ -450,7 +472,8 @@ class LogtoWebhooks(Admin):
 
         With a `session` (AsyncSession, Session), this runs in its transaction. Without one, it runs
         in a separate transaction, and also uses the Management API's answer about the user, if the
-        API is configured. Raises ClaimsUnusable, UserIsDeletedError, WriterBusy, StoreUnavailable.
+        API is configured. Raises ClaimsUnusable, UserIsDeletedError, WriterBusy, SettingInvalid for
+        a session that can't be used, StoreUnavailable.
         """
         if session is not None:
             # The usual case locks nothing: a request can keep its transaction open for long.
@@ -473,8 +496,8 @@ class LogtoWebhooks(Admin):
         from the claims. If these lack what the row needs, and the Management API is configured, the
         user is read from Logto first.
 
-        Raises UserNotReady if there is no row even so, UserIsDeletedError, ClaimsUnusable,
-        SettingInvalid, StoreUnavailable.
+        Raises UserNotReady if there is no row even so, UserHasNoRow if the mapping excludes the
+        user, UserIsDeletedError, ClaimsUnusable, SettingInvalid, StoreUnavailable.
         """
         own = OwnUsers(self.database.host, self.mappings, target)
         return await own.get(claims, session, self._ask if self._api else None)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Collection
 from functools import partial
 from typing import Final
 
@@ -140,36 +142,47 @@ def _note_gap(store: Store, recorded: RecordedFlow, gap: Gap) -> None:
 
 POLL_S: Final = 1.0
 _PAGE: Final = 500
-_OVERLAP: Final = 100  # deliveries may be committed in another order than that of their ids
+# A delivery may be committed so long after one with a greater ID, if they are no further apart.
+_LATE_S: Final = 10.0
+_OVERLAP: Final = 2_000
 
 
 async def follow(
     host: TransactionRunner, filter: DeliveryFilter, poll_s: float = POLL_S
 ) -> AsyncGenerator[StoredDelivery, None]:
     """Yield each delivery after the id `filter.after` as it arrives. Raises StoreUnavailable."""
-    first = newest = filter.after or 0
-    seen: set[int] = set()
+    complete = newest = filter.after or 0  # all up to the first of these IDs have come
+    seen: set[int] = set()  # greater IDs that have come
+    looks: deque[tuple[float, int]] = deque()  # when each ended, and the newest ID by then
     while True:
-        after = max(first, newest - _OVERLAP)
-        next_page = replace(filter, after=after, oldest_first=True, limit=_PAGE)
-        page = await host.read(partial(_search, next_page))
-        new = [delivery for delivery in page if delivery.id not in seen]
-        for delivery in new:
-            yield delivery
-        seen = {delivery.id for delivery in page}
-        newest = max([newest, *seen])
-        if not new:
-            await asyncio.sleep(poll_s)
+        began, after = time.monotonic(), complete
+        while True:
+            next_page = replace(filter, after=after, oldest_first=True, limit=_PAGE)
+            page = await host.read(partial(_search, next_page, seen))
+            for delivery in page:
+                after = delivery.id
+                seen.add(after)
+                yield delivery
+            newest = max(newest, after)
+            complete = max(complete, newest - _OVERLAP)
+            seen = {each for each in seen if each > complete}
+            if len(page) < _PAGE:
+                break
+        while looks and looks[0][0] <= began - _LATE_S:
+            complete = max(complete, looks.popleft()[1])
+        looks.append((time.monotonic(), newest))
+        await asyncio.sleep(poll_s)
 
 
 async def newest_id(host: TransactionRunner) -> int:
     """Return the id of the newest delivery; 0 if there is none. Raises StoreUnavailable."""
-    page = await host.read(partial(_search, DeliveryFilter(limit=1)))
+    page = await host.read(partial(_search, DeliveryFilter(limit=1), ()))
     return page[0].id if page else 0
 
 
-def _search(filter: DeliveryFilter, store: Store) -> list[StoredDelivery]:
-    return store.inbox.search(filter)
+def _search(filter: DeliveryFilter, seen: Collection[int], store: Store) -> list[StoredDelivery]:
+    """List deliveries. The bodies of those that were seen aren't read again."""
+    return store.inbox.search(filter, without=seen)
 
 
 async def compare_clocks(host: TransactionRunner, clock: Clock) -> None:

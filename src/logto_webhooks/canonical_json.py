@@ -105,9 +105,21 @@ def is_equal(left: Any, right: Any) -> bool:
             if len(one) != len(other):
                 return False
             pairs += zip(one, other, strict=True)
-        elif isinstance(one, bool) is not isinstance(other, bool) or one != other:
+        elif not _is_same_scalar(one, other):
             return False
     return True
+
+
+def _is_same_scalar(one: Any, other: Any) -> bool:
+    if isinstance(one, bool) is not isinstance(other, bool):
+        return False
+    return bool(one == other or _is_float_of(one, other) or _is_float_of(other, one))
+
+
+def _is_float_of(one: Any, other: Any) -> bool:
+    """Whether a float is 1e300, for example, and the other value the integer with 300 digits that a
+    database returns for it."""
+    return isinstance(one, float) and type(other) is int and one == _read_number(str(other))
 
 
 def shown(value: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from statistics import median_high, median_low
 from typing import Any, Final, Literal, TypeVar
@@ -160,7 +159,8 @@ class ReceivedBody(Struct, frozen=True):
 
 class DeliveryOutcome(Struct, frozen=True, kw_only=True):
     """The outcome of a claimed delivery. `retry_after_s` is set only if it is pending again.
-    `failed` is whether the attempt counts as a failure; a time-out doesn't."""
+    `failed` is whether the attempt counts as a failure; a time-out doesn't. If it was `released`,
+    there was no attempt."""
 
     id: int
     state: DeliveryState
@@ -168,6 +168,7 @@ class DeliveryOutcome(Struct, frozen=True, kw_only=True):
     error: str | None = None
     retry_after_s: float = 0
     failed: bool = False
+    released: bool = False
 
 
 class StoredDelivery(Struct, frozen=True, kw_only=True):
@@ -211,9 +212,10 @@ def api_call(body: bytes) -> str:
 class DeliveryFilter(Struct, frozen=True, kw_only=True):
     """Which deliveries to list. All conditions must match.
 
-    `subject` is `kind:id`. `origin` is `webhook` or `log` (Logto's log). `since` and `until`
-    (exclusive) limit the time of receipt, in milliseconds. `text` is a literal part of the body.
-    The list is newest first, or `oldest_first`, and continues `after` an id.
+    `subject` is `kind:id`. `origin` is `webhook`, `log` (Logto's log) or `replay` (a dead one that
+    was replayed). `since` and `until` (exclusive) limit the time of receipt, in milliseconds.
+    `text` is a literal part of the body. The list is newest first, or `oldest_first`, and continues
+    `after` an id.
     """
 
     event: str | None = None
@@ -321,23 +323,3 @@ def typical_delay(clocks: Clocks) -> int | None:
         if delivery.origin == "webhook" and delivery.believed
     ]
     return median_high(delays) if delays else None
-
-
-def count_fitting(sizes: Iterable[int], most: int) -> int:
-    """Count how many of the first items fit into a batch together. The first one always fits."""
-    total = count = 0
-    for size in sizes:
-        total += size
-        if count and total > most:
-            break
-        count += 1
-    return count
-
-
-def cut_by_size(items: Sequence[T], sizes: Sequence[int], most: int) -> Iterator[Sequence[T]]:
-    """Yield the items in batches that fit."""
-    place = 0
-    while place < len(items):
-        end = place + count_fitting(sizes[place:], most)
-        yield items[place:end]
-        place = end

@@ -32,7 +32,7 @@ from logto_webhooks.logto.api_responses import ApiResponse, make_span_clock, rea
 from logto_webhooks.mapping import Mappings
 from logto_webhooks.mapping.own_rows import OwnRow, find_own_row, select_own
 from logto_webhooks.records import local_events
-from logto_webhooks.records.record import Change, Key, Record, Upsert, Value
+from logto_webhooks.records.record import GUARD_MS, Change, Key, Record, Upsert, Value
 
 if TYPE_CHECKING:
     from logto_webhooks.logto.client import ManagementClient
@@ -59,7 +59,7 @@ class Claims(Struct, frozen=True, kw_only=True):
 
 
 def to_change(claims: Mapping[str, Any]) -> Upsert:
-    """Return the change for claims, with the lowest stamp, so that any data from Logto wins.
+    """Return the change for claims, with a low stamp, so that any data from Logto wins.
 
     Raises ClaimsUnusable.
     """
@@ -81,7 +81,13 @@ def to_change(claims: Mapping[str, Any]) -> Upsert:
         "avatar": parsed.picture,
         "identities": {},
     }
-    return Upsert(Key("user", parsed.sub), {"own": Value(own, 0, 0, 0)})
+    return _make_change(Key("user", parsed.sub), own)
+
+
+def _make_change(key: Key, own: dict[str, Any]) -> Upsert:
+    """Make a change from claims. Those that say more win over others, without doubt."""
+    said = sum(value is not None for value in own.values())
+    return Upsert(key, {"own": Value(own, stamp=said, start=GUARD_MS + 1, end=0)})
 
 
 POLL_S: Final = 0.1
@@ -90,24 +96,41 @@ ASK_S: Final = 3.0  # for Logto's answer, because a request of the application w
 
 
 def find_user(store: Store, claims: Mapping[str, Any]) -> UserRow | None:
-    """Return the user of the claims if it is here, without locking it. Raises ClaimsUnusable."""
-    key = to_change(claims).key
-    return _find_row(store.read_unlocked([key])[key])
+    """Return the user of the claims if it is here and they add nothing, without locking it. Raises
+    ClaimsUnusable."""
+    change = to_change(claims)
+    record = store.read_unlocked([change.key])[change.key]
+    return None if _complete(record, change) else _find_row(record)
+
+
+def _complete(record: Record, change: Upsert) -> Upsert | None:
+    """Return the change that completes a user of whom only other claims are known, such as those of
+    an access token; None if Logto has told of the user, or the claims add nothing."""
+    known, own = record.groups.get("own"), change.values["own"].content
+    if known is None or not known.is_claimed or record.deleted_at is not None:
+        return None
+    new = {
+        name: value
+        for name, value in own.items()
+        if value is not None and known.content[name] is None
+    }
+    return _make_change(record.key, known.content | new) if new else None
 
 
 def ensure_user(store: Store, claims: Mapping[str, Any], answer: Change | None = None) -> UserRow:
-    """Return the user of the claims. If unknown, create the user from `answer`, which is Logto's
-    answer about the user, or else from the claims.
+    """Return the user of the claims. If unknown, or known only from claims that said less, write
+    the user from `answer`, which is Logto's answer about the user, or else from the claims.
 
     Raises ClaimsUnusable, UserDeleted.
     """
     change = to_change(claims)
     record = store.lock([change.key])[change.key]
     is_gone = record.deleted_at is not None
-    told_by = (
-        answer if is_gone or answer is not None else change
-    )  # claims don't restore a deleted user
-    if told_by is not None and (is_gone or not record.complete):
+    completion = _complete(record, change)
+    told_by: Change | None = answer
+    if answer is None and not is_gone:  # claims don't restore a deleted user
+        told_by = completion or change
+    if told_by is not None and (is_gone or not record.complete or completion):
         batch.apply_reads(store, [told_by], "ensure_user")
         record = store.lock([change.key])[change.key]
     return _to_row(record)
@@ -137,7 +160,8 @@ class UserLookup:
         if HAS_WRITER.get():  # earlier calls may wait for this handler's writer
             raise WriterBusy()
         record = await self._find(key)
-        if (row := _find_row(record)) is not None:
+        row = _find_row(record)
+        if row is not None and _complete(record, to_change(claims)) is None:
             return row
         may_ask = record.deleted_at is None or _may_be_back(record, claims)
         answered = await self.ask(logto, key) if logto and may_ask else None
@@ -148,11 +172,13 @@ class UserLookup:
         # A user whose record is locked takes one turn, however many requests there are.
         # Logto's answer can restore a deleted user, claims can't.
         turn = (key.id, answer is not None)
-        if turn not in self._writes:
-            write = asyncio.create_task(self._write(claims, answer))
-            write.add_done_callback(partial(self._finish_write, turn))
-            self._writes[turn] = write
-        return await asyncio.shield(self._writes[turn])
+        if turn in self._writes:
+            await asyncio.shield(self._writes[turn])
+            return await self.ensure(claims, logto)  # these claims may say more
+        write = asyncio.create_task(self._write(claims, answer))
+        write.add_done_callback(partial(self._finish_write, turn))
+        self._writes[turn] = write
+        return await asyncio.shield(write)
 
     async def wait(self, user_id: str, timeout_s: float) -> UserRow:
         """Wait until a user is known here. Raises ClaimsUnusable for an invalid id, TimeoutError,

@@ -60,6 +60,10 @@ class StoreUnavailable(LogtoWebhooksError):
     problem: str
 
 
+class NoAnswer(StoreUnavailable):
+    """The database can't be used now: {problem}."""
+
+
 class TimedOut(StoreUnavailable):
     """The database didn't answer in time, probably because another transaction holds a lock:
     {problem}."""
@@ -69,6 +73,10 @@ class RowRejected(LogtoWebhooksError):
     """The database rejected a row of this batch: {problem}."""
 
     problem: str
+
+
+# Errors that a smaller transaction may not have: it is refused, locked, or too large.
+WORTH_DIVIDING: Final = (RowRejected, TimedOut, NoAnswer)
 
 
 class ClaimLost(LogtoWebhooksError):
@@ -89,6 +97,11 @@ class SchemaMismatch(LogtoWebhooksError):
         if found:
             tables = f"the tables of version {found}, but this release needs version {needed}"
         super().__init__(place=place, found=found, needed=needed, tables=tables)
+
+
+class SchemaUnknown(SchemaMismatch):
+    """{place} has {tables}. No release has version {found}: restore the version in the table
+    logto_schema_version, or use another database."""
 
 
 class DeliveryUnknown(LogtoWebhooksError):
@@ -262,8 +275,9 @@ class NoLocalHandlers(LogtoWebhooksError):
 
 
 class TransactionEnded(LogtoWebhooksError):
-    """The handler committed or rolled back its transaction. Remove this call: logto-webhooks
-    commits when the handler returns, and rolls back when it raises an exception."""
+    """The handler committed or rolled back its transaction, or closed its session. Remove this
+    call: logto-webhooks commits when the handler returns, and rolls back when it raises an
+    exception. On SQLite, a constraint or trigger with ROLLBACK also ends the transaction."""
 
 
 class WriterBusy(LogtoWebhooksError):
@@ -558,6 +572,7 @@ __all__ = [
     "LogtoWebhooksError",
     "MalformedEvent",
     "MapFileInvalid",
+    "NoAnswer",
     "NoEnabledWebhook",
     "NoLocalHandlers",
     "NoRoom",
@@ -569,6 +584,7 @@ __all__ = [
     "RetryLater",
     "RowRejected",
     "SchemaMismatch",
+    "SchemaUnknown",
     "ServiceUnreachable",
     "SettingInvalid",
     "SignatureRejected",

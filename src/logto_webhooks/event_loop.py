@@ -10,9 +10,9 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from threading import Thread
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
-from logto_webhooks.errors import LogtoWebhooksError, describe
+from logto_webhooks.errors import LogtoWebhooksError, StoreUnavailable, describe
 
 T = TypeVar("T")
 logger = logging.getLogger("logto_webhooks")
@@ -40,10 +40,55 @@ async def forever(
         await asyncio.sleep(wait_s)
 
 
+Main = Callable[[], Coroutine[Any, Any, None]]
+RESTART_S: Final = 2.0
+
+
+def _has_returned(ended: asyncio.Task[None]) -> bool:
+    return not ended.cancelled() and ended.exception() is None
+
+
+async def keep_running(
+    main: Main,
+    tell: Callable[[str, float], object],
+    is_over: Callable[[asyncio.Task[None]], bool] = _has_returned,
+) -> None:
+    """Run a loop until it `is_over`; by default, until it returns. If it ends before that, by any
+    exception or because it was cancelled, `tell` the problem and the pause, and run it again.
+
+    If this is cancelled, so is the loop. Raises what the loop raises when it is over.
+    """
+    while True:
+        running = asyncio.create_task(main())
+        try:
+            await asyncio.wait({running})
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+        if is_over(running):
+            if not running.cancelled():
+                running.result()
+            return
+        tell(describe_end(running), RESTART_S)
+        await asyncio.sleep(RESTART_S)
+
+
+def describe_end(ended: asyncio.Task[None]) -> str:
+    """Say how a loop ended that should have gone on."""
+    if ended.cancelled():
+        return "a loop was cancelled, although nobody stopped it"
+    error = ended.exception()
+    how = "it returned" if error is None else describe(error)
+    return f"a loop ended, although nobody stopped it: {how}"
+
+
 @asynccontextmanager
-async def run_in_background(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run loops within the block, then cancel them."""
-    tasks = [asyncio.create_task(loop) for loop in loops]
+async def run_in_background(
+    *loops: Main, tell: Callable[[str, float], object]
+) -> AsyncIterator[None]:
+    """Run loops within the block, then cancel them. One that ends otherwise than by returning is
+    told and run again."""
+    tasks = [asyncio.create_task(keep_running(loop, tell)) for loop in loops]
     try:
         yield
     finally:
@@ -52,15 +97,24 @@ async def run_in_background(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def start_thread(thread: Thread) -> None:
+    """Start a thread. Raises StoreUnavailable if the system has no more."""
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise StoreUnavailable(problem="the system has no more threads") from error
+
+
 async def run_in_thread(function: Callable[..., T], *arguments: Any) -> T:
-    """Call a function in a thread of its own. Raises what it raises.
+    """Call a function in a thread of its own. Raises what it raises, and StoreUnavailable if the
+    system has no more threads.
 
     `asyncio.to_thread` uses the loop's default executor, whose few threads an application may need
     for minutes.
     """
     done: Future[T] = Future()
     work = partial(function, *arguments)
-    Thread(target=run_for, args=(done, work), name="logto-webhooks", daemon=True).start()
+    start_thread(Thread(target=run_for, args=(done, work), name="logto-webhooks", daemon=True))
     return await asyncio.wrap_future(done)
 
 
@@ -70,10 +124,19 @@ def run_for(done: Future[T], work: Callable[[], T]) -> None:
         return
     try:
         done.set_result(work())
-    except StopIteration as error:  # a future can't hold it
-        done.set_exception(RuntimeError(f"it raised {error!r}"))
     except BaseException as error:
-        done.set_exception(error)
+        done.set_exception(to_error(error))
+
+
+def to_error(error: BaseException) -> Exception:
+    """Return an error that can be raised in the coroutine that waits for some work. Others would
+    look as if that was cancelled, or end it or the event loop."""
+    kind = type(error)
+    if issubclass(kind, Exception) and not issubclass(kind, StopIteration):
+        return cast(Exception, error)
+    raised = RuntimeError(f"{kind.__name__} was raised").with_traceback(error.__traceback__)
+    raised.__cause__ = error
+    return raised
 
 
 class Offloader:
@@ -100,9 +163,14 @@ async def wait_for_event(event: asyncio.Event, seconds: float) -> None:
 
 
 def on_stop(stop: Callable[[], object]) -> None:
-    """Call `stop` on the running loop at SIGTERM and SIGINT."""
+    """Call `stop` on the running loop at SIGTERM, SIGINT, and when the terminal closes (SIGHUP),
+    unless the process was started to survive that, as by `nohup`."""
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
+        numbers.append(hangup)
+    for number in numbers:
         on_signal(loop, number, stop)
 
 
@@ -129,7 +197,6 @@ def reset_signal(loop: asyncio.AbstractEventLoop, number: signal.Signals) -> Non
 END_S: Final = 2.0
 AGAIN_S: Final = 0.1
 NOT_CANCELLED: Final = "ended, although a task that a handler started couldn't be cancelled"
-Main = Callable[[], Coroutine[Any, Any, None]]
 
 
 class LoopThread:
@@ -153,8 +220,14 @@ class LoopThread:
         Raises what `main` raises. If a handler cancels it, `main` is called again.
         """
         done: Future[None] = Future()
-        loop = self._loop = asyncio.new_event_loop()
-        Thread(target=self._work, args=(loop, main, done), name=self._name, daemon=True).start()
+        loop = asyncio.new_event_loop()
+        thread = Thread(target=self._work, args=(loop, main, done), name=self._name, daemon=True)
+        try:
+            start_thread(thread)
+        except StoreUnavailable:
+            loop.close()
+            raise
+        self._loop = loop
         await asyncio.wrap_future(done)
 
     def _work(self, loop: asyncio.AbstractEventLoop, main: Main, done: Future[None]) -> None:
@@ -164,7 +237,7 @@ class LoopThread:
             _run(loop, main)
             _end(loop)
         except BaseException as raised:
-            error = raised
+            error = to_error(raised)
         finally:
             self._loop = None
             with suppress(RuntimeError):

@@ -112,10 +112,19 @@ class JobOfDelivery(Struct, frozen=True, kw_only=True):
     """A job of a delivery, without what it does."""
 
     id: int
+    delivery_id: int
     handler: str
     key: str
     event: str
     state: JobState
+
+
+class KnownJob(Struct, frozen=True):
+    """What is known of a job by its handler and key. `delivery_id` is None for a local event that
+    no delivery caused."""
+
+    delivery_id: int | None
+    occurred_at: int
 
 
 class ToldEvent(Struct, frozen=True, kw_only=True):
@@ -167,7 +176,8 @@ class JobOutcome(Struct, frozen=True, kw_only=True):
 
 
 class JobCount(Struct, frozen=True, kw_only=True):
-    """How many jobs of a handler are in a state. `oldest_s` is the age of the oldest."""
+    """How many jobs of a handler are in a state. `oldest_s` is the age of the oldest; of one that
+    was repeated, since then."""
 
     handler: str
     state: str

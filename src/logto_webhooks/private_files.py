@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sqlite3
@@ -113,8 +114,10 @@ def _lock_descriptor(file: Path) -> _Descriptor | None:
     descriptor = open_for_writing(file)
     try:
         _fcntl.lockf(descriptor, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         os.close(descriptor)
+        if error.errno not in (errno.EACCES, errno.EAGAIN):  # POSIX allows both
+            raise
         return None
     return _Descriptor(descriptor)
 

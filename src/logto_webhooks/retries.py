@@ -10,6 +10,7 @@ from logto_webhooks.errors import (
     Discard,
     JobLost,
     MalformedEvent,
+    NoAnswer,
     NotADelivery,
     RetryLater,
     TimedOut,
@@ -87,14 +88,15 @@ def after_failure(
     The waits triple: 1 s, 3 s, 9 s, … up to 15 minutes. `jitter` (0 to 1) shortens them by up to
     half, so that deliveries that failed together aren't retried together. A malformed event is dead
     at once, because a retry can't help. A time-out counts as an attempt but not as a failure,
-    because it isn't the delivery's fault: the waits grow to 15 s, and the delivery is dead only
-    after about a day of time-outs.
+    because it may not be the delivery's fault: the waits grow to 15 s, or up to 15 minutes if there
+    was no answer at all, and the delivery is dead only after MAX_TIME_OUTS.
     """
-    if isinstance(error, TimedOut):
+    if isinstance(error, TimedOut | NoAnswer):
         time_outs = attempt - 1 - failures
         if time_outs + 1 >= max(MAX_TIME_OUTS, max_attempts):
             return Dead()
-        return Retry(_grow(time_outs, LONGEST_LOCKED_WAIT_S, jitter))
+        longest_s = LONGEST_LOCKED_WAIT_S if isinstance(error, TimedOut) else LONGEST_WAIT_S
+        return Retry(_grow(time_outs, longest_s, jitter))
     if isinstance(error, MalformedEvent | NotADelivery) or failures + 1 >= max_attempts:
         return Dead()
     return Retry(_grow(failures, LONGEST_WAIT_S, jitter))

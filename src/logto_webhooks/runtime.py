@@ -8,6 +8,7 @@ import logging
 import random
 import sys
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,7 +28,9 @@ from logto_webhooks.errors import (
 )
 from logto_webhooks.event_loop import (
     LoopThread,
+    Main,
     forever,
+    keep_running,
     run_in_background,
     run_in_thread,
     wait_for_event,
@@ -41,6 +44,7 @@ from logto_webhooks.ingest.group_commit import GroupCommit, Readiness
 from logto_webhooks.ingest.quarantine import Quarantine, make_key_reader
 from logto_webhooks.ingest.spool import spool_of, unspool_in_background
 from logto_webhooks.instrumentation import (
+    ApiUnavailable,
     DeliverySynced,
     HandlersKnown,
     NotOpened,
@@ -127,16 +131,23 @@ async def talk_to_logto(
     reads = Refetcher(logto, database.host, observe)
     reconciliation = make_reconciliation(logto, database)
 
+    def tell(problem: str, wait_s: float) -> None:
+        observe(ApiUnavailable(problem, wait_s))
+
     async def ask() -> None:
-        async with asyncio.TaskGroup() as loops:
-            loops.create_task(recovery.keep(settings.recover_every_s, observe))
-            loops.create_task(reads.keep())
-            if settings.reconcile_every_s:
-                loops.create_task(reconciliation.keep(settings.reconcile_every_s, observe))
+        loops: list[Main] = [
+            partial(recovery.keep, settings.recover_every_s, observe),
+            reads.keep,
+        ]
+        if settings.reconcile_every_s:
+            loops.append(partial(reconciliation.keep, settings.reconcile_every_s, observe))
+        async with asyncio.TaskGroup() as group:
+            for loop in loops:
+                group.create_task(keep_running(loop, tell))
 
     lease = LeaderLease(database.host, SystemClock(), random.getrandbits(62))
     try:
-        async with run_in_background(lease.keep(ask, observe)):
+        async with run_in_background(partial(lease.keep, ask, observe), tell=tell):
             yield
     finally:
         await logto.close()
@@ -255,7 +266,8 @@ class Service:
         """Open the database. With a spool directory, deliveries can be received without it, and
         `running` opens it as soon as possible.
 
-        Raises StoreUnavailable, SchemaMismatch, SettingInvalid, MapFileInvalid.
+        Raises StoreUnavailable and SchemaMismatch without a spool directory, SettingInvalid,
+        MapFileInvalid, InvalidMapping.
         """
         if self._spool is None:
             await self._database.open()
@@ -272,6 +284,10 @@ class Service:
         except TimeoutError:
             error = StoreUnavailable(problem=f"no answer within {OPEN_S:g} s")
         except (StoreUnavailable, SchemaMismatch) as problem:
+            error = problem
+        except LogtoWebhooksError:  # the user must correct something first
+            raise
+        except Exception as problem:
             error = problem
         self._observe(NotOpened(describe(error), AGAIN_S))
         self._is_open = False
@@ -313,7 +329,8 @@ class Service:
                     self._observe(Stalled(describe(error), AGAIN_S))
                     await wait_for_event(stopping, AGAIN_S)
 
-        working = asyncio.create_task(open_and_use())
+        tell, is_over = tell_stall(self._observe), lambda _: stopping.is_set()
+        working = asyncio.create_task(keep_running(open_and_use, tell, is_over))
         try:
             yield
         finally:
@@ -340,11 +357,12 @@ class Service:
             await stack.enter_async_context(unspooling)
             stack.push_async_callback(self._write_quarantine)
             loops = (
-                self._quarantine.keep(),
-                self._flow.keep(),
-                compare_clocks(self._database.host, self._clock),
+                self._quarantine.keep,
+                self._flow.keep,
+                partial(compare_clocks, self._database.host, self._clock),
             )
-            await stack.enter_async_context(run_in_background(*loops))
+            tell = tell_stall(self._observe)
+            await stack.enter_async_context(run_in_background(*loops, tell=tell))
             await stack.enter_async_context(self._workers.running(work=self._settings.worker))
             if self.api is not None:
                 observe = self._workers.observe
@@ -390,6 +408,7 @@ class WorkerGroup:
         self._unwritten = UnwrittenReporter(database.host, observe)
         self._registered = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
+        self._tell = tell_stall(observe)
         self._is_spare = False
         self.delivery_worker = make_worker(settings, database, self.observe, self._may_work)
         self._handlers_database = database if handlers_database is None else handlers_database
@@ -424,18 +443,24 @@ class WorkerGroup:
         """Work until stopped. Registers the handlers first, or jobs would be missing."""
         if not await self.register():
             return
-        jobs = self._run_in_thread(self._thread) if self._thread else self.job_worker.run()
-        loops = (self.delivery_worker.run(), jobs)
-        self._loops = [asyncio.create_task(loop) for loop in loops]
+        thread = self._thread
+        run_jobs = partial(self._run_in_thread, thread) if thread else self.job_worker.run
+        loops: tuple[Main, ...] = (self.delivery_worker.run, run_jobs)
+        self._loops = [asyncio.create_task(self._keep_working(loop)) for loop in loops]
         async with run_in_background(
-            self._watch(),
-            keep_applied(self._database.host, self._mappings),
-            forever(self._unwritten.report, REPORT_S),
+            self._watch,
+            partial(keep_applied, self._database.host, self._mappings),
+            partial(forever, self._unwritten.report, REPORT_S),
+            tell=self._tell,
         ):
-            over, _ = await asyncio.wait(self._loops, return_when=asyncio.FIRST_EXCEPTION)
-        for task in over:
+            await asyncio.gather(*self._loops, return_exceptions=True)
+        for task in self._loops:
             if not task.cancelled():
                 task.result()
+
+    async def _keep_working(self, loop: Main) -> None:
+        """Run a loop until `stop` was called, again if it ends before that."""
+        await keep_running(loop, self._tell, lambda _: self.delivery_worker.stopping)
 
     def _may_work(self) -> bool:
         """Return whether this process may work. Log it when another one works, and when that one
@@ -450,7 +475,7 @@ class WorkerGroup:
     async def _run_in_thread(self, thread: LoopThread) -> None:
         async def run() -> None:
             with self._handlers.in_use():
-                await self.job_worker.run()
+                await self._keep_working(self.job_worker.run)
             if self._handlers_database is not self._database:
                 await self._handlers_database.host.close()
 
@@ -470,7 +495,8 @@ class WorkerGroup:
     async def running(self, *, work: bool = True) -> AsyncIterator[None]:
         """Work, or only register the handlers, within the block. They are registered when it
         begins, unless the database takes long."""
-        working = asyncio.create_task(self.run() if work else self._keep_registered())
+        loop = self.run if work else self._keep_registered
+        working = asyncio.create_task(self._keep_working(loop))
         await wait_for_event(self._registered, REGISTER_S)
         try:
             yield
@@ -550,6 +576,11 @@ def make_worker(
         budget_s=database.budget_s,
         may_work=may_work or database.may_work,
     )
+
+
+def tell_stall(observe: Observer) -> Callable[[str, float], None]:
+    """Return a function that reports a loop that ended, and when it is run again."""
+    return lambda problem, wait_s: observe(Stalled(problem, wait_s))
 
 
 async def _finish(task: asyncio.Task[Any]) -> None:

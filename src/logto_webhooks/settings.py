@@ -70,7 +70,8 @@ _LIKENESS: Final = {
 _OF_KUBERNETES: Final = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_\d+_|=(tcp|udp)://")
 _LARGEST_SECRET: Final = 64 * 2**10
 
-_HOST: Final = r"(\[[0-9A-Fa-f:.]+\]|[^/?#@:\[\]\s]+)(:[0-9]{1,5})?"  # and its port
+_PORT: Final = "[1-5]?[0-9]{1,4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
+_HOST: Final = rf"(\[[0-9A-Fa-f:.]+\]|[^/?#@:\[\]\s]+)(:({_PORT}))?"  # and its port
 _LEAST_BODY: Final = 64 * 2**10  # what Logto sends about an ordinary record is smaller
 _CHOICES: Final = {
     "log_format": " or ".join(get_args(LogFormat)),
@@ -230,7 +231,8 @@ def from_env(
                 break
             if value is not None:
                 sources.setdefault(field, source)
-    if (problem := problem_of_secret(values.get("app_secret") or "")) is not None:
+    secret = values.get("app_secret")
+    if isinstance(secret, str) and (problem := problem_of_secret(secret)) is not None:
         raise SettingInvalid(name=sources["app_secret"], problem=problem)
     try:
         return msgspec.convert(values | {"sources": sources}, Settings, strict=False)

@@ -465,7 +465,7 @@ class TestStart:
 
 
 class TestStop:
-    @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+    @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
     def test_it_answers_what_it_has_and_ends(self, tmp_path: Path, how: signal.Signals) -> None:
         """Requests under way are answered, new ones refused, idle connections closed."""
         with Service(tmp_path) as service:
@@ -488,6 +488,15 @@ class TestStop:
             with pytest.raises(ConnectionRefusedError):
                 service.connect()
             assert service.stored() == 1
+
+    def test_it_survives_its_terminal_with_nohup(self, tmp_path: Path) -> None:
+        """As it was asked to."""
+        with Service(tmp_path, prefix="nohup") as service:
+            service.process.send_signal(signal.SIGHUP)
+            time.sleep(0.5)
+            assert service.post(make.user_created()).status_code == 200
+            service.process.send_signal(signal.SIGTERM)
+            assert service.process.wait(10) == 0
 
 
 def health(client: socket.socket) -> bytes:

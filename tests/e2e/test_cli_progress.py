@@ -44,14 +44,17 @@ class Running:
         return self._errors.read_text()
 
     def interrupt(self, once: str) -> int:
-        """Wait until it said `once`, press Ctrl-C, and return the exit code."""
+        """Wait until it said `once`, press Ctrl-C, and return the exit code. What it said is in the
+        output of a test that fails."""
         try:
             until(lambda: once in self.errors, lambda: self.errors, seconds=PATIENCE_S)
         except AssertionError:
             self._kill()
             raise
         self._process.send_signal(signal.SIGINT)
-        return self.end()
+        code = self.end()
+        print(self.errors)
+        return code
 
     def end(self) -> int:
         try:

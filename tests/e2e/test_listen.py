@@ -405,6 +405,22 @@ def test_repointed_and_restored(tmp_path: Path) -> None:
     live(test, tmp_path)
 
 
+def test_a_webhook_with_an_impossible_url_can_be_repointed(tmp_path: Path) -> None:
+    """Nobody answers there, whom that could disturb."""
+
+    async def test(scene: Scene) -> None:
+        for number, url in enumerate(("http://127.0.0.1:99999/", "http://[", "")):
+            scene.logto.add_hook(url, name=f"odd-{number}")
+            refused = scene.through("--repoint", f"odd-{number}")
+            assert refused.process.stdin
+            refused.process.stdin.write("n\n")
+            refused.process.stdin.flush()
+            assert await refused.end() == 1
+            assert f"Change the URL of the webhook 'odd-{number}'" in refused.printed
+
+    live(test, tmp_path)
+
+
 def test_what_somebody_changed_meanwhile_stays(tmp_path: Path) -> None:
     """A webhook that was pointed elsewhere during the session isn't restored."""
 

@@ -132,19 +132,30 @@ def test_printed_statements_make_the_schema(server: PostgresVictim, tmp_path: Pa
     assert '"done":0' in command("status", "--json", *named, folder=tmp_path).stdout
 
 
-@pytest.mark.parametrize(("version", "starts"), [("0000", False), ("9999", True)])
+VERSIONS = [("0000", False), ("0002", True), ("9999", True), ("abc", False), ("00002", False)]
+
+
+@pytest.mark.parametrize(("version", "starts"), VERSIONS)
 def test_an_older_schema_is_refused_and_a_newer_one_is_good(
     server: PostgresVictim, options: list[str], tmp_path: Path, version: str, starts: bool
 ) -> None:
-    """A release can be rolled back."""
+    """A release can be rolled back, with `migrate` before `serve`, as in every deployment."""
     table = f"{SCHEMA}.logto_schema_version"
     execute(server, f"UPDATE {table} SET version_num = '{version}'")
     try:
+        migrated = command("migrate", *options, folder=tmp_path)
         looked = command("status", *options, folder=tmp_path)
-        assert looked.returncode == (0 if starts else 2)
+        assert migrated.returncode == looked.returncode == (0 if starts else 2)
         if starts:
+            assert f"is at version {version}.\nA newer release" in migrated.stdout
             with Service(tmp_path, *options) as service:
                 assert accepted(service)
+        else:
+            assert f"version {version}" in one_line(looked.stderr)
+            assert f"No release has version {version}: " in one_line(migrated.stderr)
+        with psycopg.connect(server.url) as connection:
+            read = connection.execute(f"SELECT version_num FROM {table}".encode())
+            assert read.fetchall() == [(version,)]
     finally:
         execute(server, f"UPDATE {table} SET version_num = '{migrate.head()}'")
 

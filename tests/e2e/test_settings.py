@@ -117,6 +117,18 @@ def test_an_error_names_what_was_read(field: str) -> None:
     assert named(partial(from_env, {}, **given)) == field
 
 
+@pytest.mark.parametrize("field", ["endpoint", "public_url", "api_resource"])
+def test_a_port_has_its_range(field: str) -> None:
+    """What is greater can't be connected to."""
+    for port in (1, 80, 8787, 59_999, 65_535):
+        given: dict[str, Any] = {field: f"http://127.0.0.1:{port}/"}
+        assert getattr(from_env({}, **given), field) == given[field]
+    for port in (65_536, 66_000, 70_000, 99_999, 100_000):
+        given = {field: f"http://127.0.0.1:{port}/"}
+        with pytest.raises(SettingInvalid):
+            from_env({}, **given)
+
+
 def named(read: Callable[[], Settings]) -> object:
     """What the error about a setting names, whoever finds it."""
     with pytest.raises(SettingInvalid) as raised:

@@ -22,7 +22,8 @@ from logto_webhooks.errors import (
     StoreUnavailable,
     describe,
 )
-from tests.support.service import clean_environment, command, one_line
+from logto_webhooks.testing import make
+from tests.support.service import Service, clean_environment, command, one_line
 
 PROGRAM = (sys.executable, "-m", "logto_webhooks")
 
@@ -112,6 +113,25 @@ def test_odd_surroundings(tmp_path: Path, line: str, code: int, says: str) -> No
     assert says in ended.stderr
     for word in ("Traceback", "unexpected", "Exception ignored"):
         assert word not in ended.stderr
+
+
+@pytest.mark.parametrize("closed", ["<&-", "<&- >&-", "<&- 2>&-", "<&- >&- 2>&-", "2>&-"])
+def test_closed_streams(tmp_path: Path, closed: str) -> None:
+    """Nothing else gets their numbers, which uvloop can't close; and there is nothing to read."""
+    assert shell("$L migrate", tmp_path).returncode == 0
+    for line in (f"$L status {closed}", f"$L sign --signing-key 0123456789abcdef {closed}"):
+        ended = shell(line, tmp_path)
+        assert ended.returncode == 0, ended.stderr
+        assert bool(ended.stdout) == (" >&-" not in closed)
+        assert "unexpected" not in ended.stderr
+
+
+def test_a_service_without_streams_stops(tmp_path: Path) -> None:
+    """As it does with them."""
+    with Service(tmp_path, prefix="""sh -c 'exec "$@" <&- >&-' sh""") as service:
+        assert service.post(make.user_created()).status_code == 200
+        service.process.terminate()
+        assert service.process.wait(20) == 0
 
 
 def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:

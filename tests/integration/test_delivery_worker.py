@@ -10,12 +10,13 @@ import pytest
 import sqlalchemy as sa
 
 from logto_webhooks.apply import batch
-from logto_webhooks.apply.batch import BatchSizer, InvalidDelivery
+from logto_webhooks.apply.batch import InvalidDelivery
+from logto_webhooks.batch_sizes import BatchSizer
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.schema import deliveries
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import ClaimedDelivery, StoreResult
-from logto_webhooks.errors import RowRejected, StoreUnavailable
+from logto_webhooks.errors import NoAnswer, RowRejected, StoreUnavailable
 from logto_webhooks.ingest.group_commit import GroupCommit
 from logto_webhooks.instrumentation import (
     DeliveryFailed,
@@ -29,6 +30,7 @@ from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.testing import App, make
 from tests.integration.conftest import Run
 from tests.support.stores import Copy, WrappedRunner, delivery
+from tests.support.waiting import eventually
 
 
 class Refusing(WrappedRunner):
@@ -105,6 +107,48 @@ def test_an_unreachable_database_costs_no_attempt(host: TransactionRunner, run: 
     assert asyncio.run(copy.worker.step()) == 2
     assert run(lambda store: store.status()).deliveries["done"] == 2
     assert not [report for report in copy.reports if isinstance(report, DeliveryFailed)]
+
+
+def test_a_delivery_that_takes_too_long_holds_up_no_other(
+    host: TransactionRunner, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the database answers others, such as when a mapping's function takes longer than a
+    transaction may. It is retried separately, and not dead soon."""
+    monkeypatch.setattr("logto_webhooks.apply.LONGEST_STALL_S", 0.01)
+    users = [f"u{number}" for number in range(20)]
+    refusing = Refusing(host, "u13", NoAnswer(problem="no answer within 10 s"))
+    copy = Copy(refusing)
+    run(lambda store: store.add([delivery(body) for body in bodies(*users)]))
+
+    async def count_done() -> int:
+        return (await host.read(lambda store: store.status())).deliveries["done"]
+
+    async def live() -> None:
+        working = asyncio.create_task(copy.worker.run())
+        await eventually(count_done, lambda done: done == 19)
+        copy.worker.stop()
+        await working
+
+    asyncio.run(live())
+    failed, *_ = [report for report in copy.reports if isinstance(report, DeliveryFailed)]
+    assert (failed.subject, failed.retry_in_s) == ("user:u13", 1)
+    failures = sa.select(deliveries.c.failures).where(deliveries.c.state == "pending")
+    assert run(lambda store: store.execute(failures).scalar_one()) == 0
+
+
+def test_a_worker_that_stops_gives_back_what_it_hasn_t_applied(
+    host: TransactionRunner, run: Run
+) -> None:
+    """Another one needn't wait until the lease ends."""
+    refusing = Refusing(host, "ana", StoreUnavailable(problem="gone"))
+    copy = Copy(refusing)
+    with pytest.raises(StoreUnavailable):
+        asyncio.run(copy.take(bodies("ana", "bo")))
+    copy.worker.stop()
+    asyncio.run(copy.worker.run())
+    claimed = run(lambda store: store.claim("another", 10, 2**20, 60))
+    # Being given back is no attempt: many of them would make the first time-out the last one.
+    assert [delivery.attempt for delivery in claimed] == [1, 1]
 
 
 def test_a_stalled_worker_says_so_and_goes_on(host: TransactionRunner, run: Run) -> None:
@@ -241,6 +285,21 @@ def test_the_pace_keeps_to_its_budget() -> None:
     sizer.adjust(1, 9)
     sizer.halve()
     assert sizer.weight == 1
+
+
+def test_what_any_batch_takes_makes_no_batch_small() -> None:
+    """Nor does it hide that changes take long, or are quick again."""
+
+    def settle(sizer: BatchSizer, fixed_s: float, each_s: float) -> float:
+        for _ in range(60):
+            sizer.adjust(sizer.weight, fixed_s + sizer.weight * each_s)
+        return sizer.weight * each_s
+
+    sizer = BatchSizer(0.005)
+    assert 0.002 < settle(sizer, 0.004, 0.0002) < 0.008
+    assert settle(sizer, 0.004, 0.020) == 0.020
+    assert 0.002 < settle(sizer, 0.0, 0.0001) < 0.008
+    assert 0.002 < settle(sizer, 0.004, 0.0002) < 0.008
 
 
 def test_a_delivery_weighs_what_it_changes() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import subprocess
 import sys
@@ -17,8 +18,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_e
 from sqlalchemy.orm import Session
 
 from logto_webhooks import LogtoWebhooks, events, testing
+from logto_webhooks.database.postgres import Postgres, make_postgres_engine
+from logto_webhooks.database.runner import close_returned
 from logto_webhooks.database.store import Store
-from logto_webhooks.errors import SettingInvalid
+from logto_webhooks.errors import SettingInvalid, StoreUnavailable
 from logto_webhooks.signing_keys import WebhookKey
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support import postgres
@@ -361,3 +364,43 @@ def test_a_connection_that_is_in_a_transaction_already_is_not_used() -> None:
         beside.dispose()
 
     live(logto, body)
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+def test_a_connection_that_is_lost_in_a_thread_is_closed(
+    driver: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Although that thread has no event loop, and without a traceback in the log."""
+
+    def end_session(store: Store) -> None:
+        store.connection.execute(sa.text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+    async def run() -> None:
+        url = postgres.server_url().set(drivername=f"postgresql+{driver}")
+        host = Postgres(make_postgres_engine(url), postgres.emptied_schema()).host
+        with pytest.raises(StoreUnavailable):
+            await host.run_large(end_session)
+        assert await host.run_large(lambda store: store.execute(sa.select(1)).scalar()) == 1
+        await host.close()
+
+    asyncio.run(run())
+    gc.collect()  # a connection that isn't closed would be told now
+    assert caplog.records == []
+
+
+@pytest.mark.postgres
+def test_a_connection_that_is_in_use_at_the_end_is_closed_when_it_returns() -> None:
+    """Its pool is gone by then."""
+    url = postgres.server_url().set(drivername="postgresql+psycopg")
+    engine = sa.create_engine(url)
+    connection = engine.connect()
+    driver: Any = connection.connection.driver_connection
+    pool = engine.pool
+    engine.dispose()
+    close_returned(pool)
+    connection.close()
+    assert driver.closed
+    with engine.connect() as another:
+        kept: Any = another.connection.driver_connection
+    assert not kept.closed
+    engine.dispose()

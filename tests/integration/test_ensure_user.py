@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from sqlite3 import OperationalError, connect
+from sqlite3 import Connection, OperationalError, connect
 from typing import Any
 
 import httpx2
@@ -91,6 +92,59 @@ def test_claims_do_not_complete_what_logto_sent_in_part(tmp_path: Path) -> None:
         assert (user.waiting_for, user.row["email"]) == (None, "ana@x.example")
         await logto.ensure_user({"sub": "bo"})
         assert (await logto.status()).refetch == 0, "a webhook will come"
+
+    live(logto, body)
+
+
+@pytest.mark.parametrize("in_session", [False, True])
+def test_claims_that_have_more_complete_the_user(in_session: bool, tmp_path: Path) -> None:
+    """Until Logto tells of the user: an access token has only an ID. Nothing is in doubt, and what
+    was claimed first stays."""
+    logto = on_sqlite(tmp_path)
+    changed: list[tuple[str, ...]] = []
+
+    @logto.on(events.LocalUserUpdated)
+    def updated(event: events.LocalUserUpdated) -> None:
+        changed.append(tuple(sorted(event.changes)))
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        engine = logto._engine
+        assert isinstance(engine, sa.Engine)
+
+        async def ensure(**claims: str) -> tuple[str | None, str | None, str | None]:
+            if in_session:
+                with Session(engine) as session:
+                    row = await logto.ensure_user({"sub": "ana"} | claims, session=session)
+                    session.commit()
+            else:
+                row = await logto.ensure_user({"sub": "ana"} | claims)
+            return row.email, row.name, row.phone
+
+        assert await ensure() == (None, None, None)
+        assert await ensure(email="a@x.example") == ("a@x.example", None, None)
+        assert await ensure(name="Ana") == ("a@x.example", "Ana", None)
+        both = ("a@x.example", "Ana", None)
+        assert await ensure(email="other@x.example", name="Other") == both
+        assert await ensure() == both
+        status = await logto.status()
+        assert (status.doubtful, status.refetch) == (0, 0)
+        await send(client, make.user_created(id="ana", email=None, name=None, at=1_000_000))
+        await eventually(lambda: logto.wait_for_user("ana"), lambda row: row.email is None)
+        assert await ensure(phone_number="123") == (None, None, None)
+        await eventually(lambda: asyncio.sleep(0, len(changed)), lambda count: count >= 2)
+
+    live(logto, body)
+    assert changed[:2] == [("email",), ("name",)]
+
+
+def test_claims_that_have_more_complete_the_user_at_the_same_time(tmp_path: Path) -> None:
+    """A browser's first two requests come at once, one with an access token."""
+    logto = on_sqlite(tmp_path)
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        less, more = {"sub": "ana"}, {"sub": "ana", "email": "a@x.example"}
+        rows = await asyncio.gather(*(logto.ensure_user(each) for each in (less, more, less)))
+        assert rows[1].email == "a@x.example"
 
     live(logto, body)
 
@@ -325,6 +379,19 @@ def test_a_locked_user_takes_one_turn(engine_of: Callable[[sa.URL], Any]) -> Non
     asyncio.run(run())
 
 
+async def begin(connection: Connection) -> None:
+    """Begin to write. The worker may be writing something at this moment, too."""
+    give_up_at = time.monotonic() + 10
+    while True:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            return
+        except OperationalError:
+            if time.monotonic() > give_up_at:
+                raise
+            await asyncio.sleep(0.01)
+
+
 def test_nothing_changes_between_what_it_reads_and_writes_on_sqlite(tmp_path: Path) -> None:
     """Python's driver begins no transaction before the first write. A user who is here needs
     none."""
@@ -335,13 +402,13 @@ def test_nothing_changes_between_what_it_reads_and_writes_on_sqlite(tmp_path: Pa
         await logto.ensure_user(CLAIMS)
         with Session(engine) as session, closing(connect(tmp_path / "app.db", timeout=0)) as other:
             await logto.ensure_user(CLAIMS, session=session)
-            other.execute("BEGIN IMMEDIATE")
+            await begin(other)
             other.rollback()
             await logto.ensure_user({"sub": "bo"}, session=session)
             with pytest.raises(OperationalError, match="locked"):
                 other.execute("BEGIN IMMEDIATE")
             session.rollback()
-            other.execute("BEGIN IMMEDIATE")
+            await begin(other)
         engine.dispose()
 
     live(logto, body)

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from logto_webhooks import Delivery, ExistingRows, LogtoWebhooks, admin, events
 from logto_webhooks.apply import batch
 from logto_webhooks.apply.membership_steps import MembershipAnnouncer
+from logto_webhooks.database import runner
 from logto_webhooks.database.mirror import RowFilter
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.schema import jobs as jobs_table
@@ -437,8 +438,9 @@ def take_only_step(host: TransactionRunner, *sent: SignedRequest) -> None:
 
 
 @pytest.mark.postgres
-def test_a_locked_record_is_waited_for(tmp_path: Path) -> None:
+def test_a_locked_record_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Longer than a statement of ours waits for a lock (PostgreSQL)."""
+    monkeypatch.setattr(runner, "OPEN_S", 0.2)
 
     class Unlocking(WrappedRunner):
         """Ends the other transaction when it was waited for in vain."""

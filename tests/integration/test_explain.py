@@ -15,6 +15,7 @@ import pytest
 
 from logto_webhooks.admin import resolve_one
 from logto_webhooks.apply.batch import apply_reads
+from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import MEMBERSHIP_EVENTS, NewDelivery, StoredDelivery
 from logto_webhooks.ensure_user import ensure_user
@@ -29,7 +30,9 @@ from logto_webhooks.records.record import (
     ApiRead,
     Change,
     Key,
+    Kind,
     Record,
+    RefetchRequest,
     membership,
 )
 from logto_webhooks.samples import history
@@ -52,26 +55,34 @@ class Life:
         copy = Copy(open_host(kind, folder))
         await copy.take(bodies)
         subjects = [key for key in keys_of(bodies) if key.kind != "membership"]
-        self.known, self.kept, self.told = await copy.host.read(lambda store: look(store, subjects))
+        self.known, self.kept, self.told = await look(copy.host, subjects)
         await copy.host.close()
 
 
-def look(
-    store: Store, subjects: list[Key]
+async def look(
+    host: TransactionRunner, subjects: list[Key]
 ) -> tuple[dict[Key, Record], dict[int, StoredDelivery], dict[Key, Explained]]:
     known: dict[Key, Record] = {}
     kept: dict[int, StoredDelivery] = {}
     told: dict[Key, Explained] = {}
     for subject in subjects:
-        known |= store.inbox.known(subject)
-        found = explain_stored(store, subject)
+        known |= await host.read(partial(read_known, subject))
+        found = await explain_stored(host, subject)
         assert found
         told[subject] = found
         for line in found.lines:
-            one = store.inbox.get(line.id or 0)
+            one = await host.read(partial(read_delivery, line.id or 0))
             assert one
             kept[one.id] = one
     return known, kept, told
+
+
+def read_known(subject: Key, store: Store) -> dict[Key, Record]:
+    return store.inbox.known(subject)
+
+
+def read_delivery(number: int, store: Store) -> StoredDelivery | None:
+    return store.inbox.get(number)
 
 
 def shuffled(name: Name, seed: int) -> list[bytes]:
@@ -209,7 +220,7 @@ def life_of(subject: Key, *steps: SignedRequest | NewDelivery | Change) -> Expla
                     pass
             else:
                 await copy.host.run(partial(learned, step))
-        return await copy.host.read(lambda store: explain_stored(store, subject))
+        return await explain_stored(copy.host, subject)
 
     found = asyncio.run(live())
     assert found
@@ -472,13 +483,57 @@ def test_an_email_that_is_used_again_names_the_living(kind: StoreKind, tmp_path:
     asyncio.run(live())
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "asyncpg"])
+def test_an_exact_id_wins(kind: StoreKind, tmp_path: Path) -> None:
+    """Over whoever has it as a username or a name, also if its own user is deleted or incomplete.
+    Anyone can choose such a name."""
+
+    async def live() -> None:
+        copy = Copy(open_host(kind, tmp_path))
+
+        async def resolve(kind: Kind, query: str) -> Key:
+            return await copy.host.read(lambda store: resolve_one(store, kind, query))
+
+        sent = [
+            make.user_created(id="victim", email="v@example.com", at=T0),
+            make.user_created(id="mallory", username="victim", at=T0),
+            make.organization_created(id="acme", name="Acme", at=T0),
+            make.organization_created(id="evil", name="acme", at=T0),
+        ]
+        await copy.take([each.body for each in sent])
+        assert await resolve("user", "victim") == Key("user", "victim")
+        assert await resolve("organization", "acme") == ACME
+        found = await copy.host.read(lambda store: store.find("user", "victim", 9))
+        assert [each.row["logto_user_id"] for each in found] == ["victim", "mallory"]
+        local_id = str(found[0].row["id"])
+        named = make.organization_created(id="other", name=local_id, at=T0)
+        of_local = make.user_created(id="other", username=local_id, at=T0)
+        await copy.take([named.body, of_local.body])
+        assert await resolve("user", local_id.upper()) == Key("user", "victim")
+        await copy.take([make.user_deleted(id="victim", at=T0 + 1000).body])
+        assert await resolve("user", "victim") == Key("user", "victim")
+        assert await resolve("user", local_id) == Key("user", "victim")
+        assert await resolve("user", "V@example.com") == Key("user", "victim")
+        await copy.host.run(partial(add_part, "partly"))
+        await copy.take([make.user_created(id="eve", username="partly", at=T0).body])
+        assert await resolve("user", "partly") == Key("user", "partly")
+        assert await resolve("user", "eve") == Key("user", "eve")
+        await copy.host.close()
+
+    asyncio.run(live())
+
+
+def add_part(user_id: str, store: Store) -> None:
+    apply_reads(store, [RefetchRequest(Key("user", user_id), "incomplete", T0)], None)
+
+
 def test_of_whom_nothing_came_nothing_is_told() -> None:
     """None, not an empty life."""
 
     async def live() -> None:
         copy = Copy(memory_host())
         await copy.take([make.user_created(id="bo", customData={"friend": "ana"}).body])
-        assert await copy.host.read(lambda store: explain_stored(store, ANA)) is None
+        assert await explain_stored(copy.host, ANA) is None
 
     asyncio.run(live())
 
@@ -488,16 +543,16 @@ def test_what_a_token_claimed_is_told(tmp_path: Path) -> None:
     copy = Copy(open_host("sqlite", tmp_path))
     claims = {"sub": "ana", "email": "ana@example.com"}
 
-    def claimed(store: Store) -> bool:
-        found = explain_stored(store, Key("user", "ana"))
+    async def claimed() -> bool:
+        found = await explain_stored(copy.host, Key("user", "ana"))
         assert found
         return found.only("email").fields[0].claimed
 
     async def run() -> None:
         await copy.host.run(lambda store: ensure_user(store, claims))
-        assert await copy.host.read(claimed)
+        assert await claimed()
         await copy.take([make.user_created(id="ana", email="ana@example.com").body])
-        assert not await copy.host.read(claimed)
+        assert not await claimed()
         await copy.host.close()
 
     asyncio.run(run())

@@ -108,5 +108,5 @@ def test_what_is_told_alternates_and_ends_as_the_tables_say(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batch, "FEW", few)
         patch.setattr("logto_webhooks.apply.membership_steps.LOOK_S", 0)
-        patch.setattr("logto_webhooks.apply.membership_steps.LEAST", few or 1)
+        patch.setattr("logto_webhooks.apply.membership_steps.FEW", few or 1)
         asyncio.run(live())

@@ -137,7 +137,7 @@ def test_connections_that_fall_silent_are_replaced(kind: str) -> None:
             await database.check()
             with suppress(StoreUnavailable):
                 await database.host.run(lambda store: store.status())
-            await database.host.run(lambda store: store.status())
+            await asyncio.gather(*(database.host.run(lambda store: store.status()) for _ in "123"))
             relay.silence()
             with suppress(StoreUnavailable):
                 await database.host.run(lambda store: store.status())
@@ -180,6 +180,9 @@ class Losing:
 
     async def run_large(self, work: Callable[[Store], Any]) -> Any:
         return await self.run(work)
+
+    async def run_slow(self, work: Callable[[Store], Any], statement_s: float) -> Any:
+        return await self._host.run_slow(work, statement_s)
 
     async def read(self, work: Callable[[Store], Any]) -> Any:
         return await self._host.read(work)

@@ -15,9 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_e
 from sqlalchemy.orm import Session
 
 from logto_webhooks import Delivery, Discard, LogtoWebhooks, RetryLater, UserRow, events
-from logto_webhooks.database import deliveries, records
+from logto_webhooks.database import deliveries, records, schema
 from logto_webhooks.database.store import Store
-from logto_webhooks.deliveries import identify
+from logto_webhooks.deliveries import DeliveryFilter, DeliveryState, NewDelivery, identify
 from logto_webhooks.errors import StoreUnavailable
 from logto_webhooks.handlers.call import HandlerCaller
 from logto_webhooks.instrumentation import Stalled
@@ -252,6 +252,16 @@ def test_what_is_older_than_the_installation_runs_nothing(
     assert [each["older_than_installation"] for each in applied] == [True, True]
 
 
+def add_dead(store: Store, delivery: NewDelivery) -> None:
+    """Add a delivery that can't be applied."""
+    store.add([delivery])
+    store.connection.execute(
+        sa.update(schema.deliveries)
+        .where(schema.deliveries.c.digest == delivery.digest)
+        .values(state="dead")
+    )
+
+
 def test_what_comes_later_than_the_replay_window_is_applied_and_runs_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -281,6 +291,14 @@ def test_what_comes_later_than_the_replay_window_is_applied_and_runs_nothing(
         await host.run(lambda store: store.add([delivery]))
         await until(all_over(5), logto)
         assert sorted(told) == ["LocalUserCreated"] * 2 + ["User.Created"] * 3
+        dead = identify(trust(make.user_created(id="dead", at=now - 4 * 86_400_000).body), now)
+        await host.run(lambda store: add_dead(store, dead))
+        [newest] = await logto.deliveries(DeliveryFilter(state=DeliveryState.DEAD))
+        assert (await logto.replay([newest.id])).jobs == 1
+        await until(all_over(7), logto)
+        assert sorted(told[-2:]) == ["LocalUserCreated", "User.Created"]
+        [again] = [each for each in await logto.deliveries() if each.id == newest.id]
+        assert (again.state, again.origin) == ("done", "replay")
 
     with caplog.at_level("INFO", logger="logto_webhooks"):
         live(logto, body)
@@ -440,6 +458,36 @@ def test_a_connection_that_was_lost_before_a_handler_is_no_failure(driver: str) 
         assert len(set(pids)) == 2
 
     live(logto, body)
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+def test_own_documents_keep_their_numbers(driver: str) -> None:
+    """On an engine that `database_url` makes. Logto's numbers are JavaScript's, others aren't."""
+    schema, url = postgres.emptied_schema(), postgres.server_url()
+    url = url.set(drivername=f"postgresql+{driver}")
+    database_url = url.render_as_string(hide_password=False)
+    logto = LogtoWebhooks(signing_key=SIGNING_KEY, database_url=database_url, schema=schema)
+    own = sa.Table("own_documents", sa.MetaData(schema="app"), sa.Column("document", sa.JSON))
+    document = {"discord": 1234567890123456789, "far": 10**400, "ü": [[[None]]]}
+
+    @logto.on("User.Created", name="counts")
+    async def counts(event: events.UserCreated, session: AsyncSession) -> None:
+        read = (await session.execute(sa.select(own.c.document))).scalar_one()
+        await session.execute(sa.update(own).values(document=read | {"count": 1}))
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        await send(client, make.user_created(id="ana", at=soon()))
+        assert {job.state for job in await until(all_over(1), logto)} == {"done"}
+
+    with postgres.sync_engine().begin() as connection:
+        connection.execute(sa.text("CREATE SCHEMA IF NOT EXISTS app"))
+        own.drop(connection, checkfirst=True)
+        own.create(connection)
+        connection.execute(sa.insert(own).values(document=document))
+    live(logto, body)
+    with postgres.sync_engine().begin() as connection:
+        assert connection.scalar(sa.select(own.c.document)) == document | {"count": 1}
 
 
 def test_jobs_of_an_event_that_was_removed_from_their_handler(tmp_path: Path) -> None:

@@ -59,6 +59,27 @@ def test_the_use_of_a_handler_is_known_when_the_clock_is_set_back(run: Run) -> N
     assert both.patterns == (*ONE.patterns, "*")
 
 
+def test_a_release_that_ended_before_the_clock_was_set_back_is_gone(run: Run) -> None:
+    """After some minutes, like any other, however far the clock was ahead."""
+    ahead_ms = 30 * 86_400_000
+    run(lambda store: store.jobs.register([ONE]))
+    run(lambda store: store._connection.execute(set_ahead(ahead_ms)))
+    run(lambda store: store.set_clock_back(ahead_ms, moved=0))
+    newer = RegisteredHandler(name="one", patterns=("*",))
+    run(lambda store: store.jobs.register([newer]))
+    [both] = run(lambda store: store.jobs.handlers())
+    assert both.patterns == (*ONE.patterns, "*")
+    run(lambda store: make_older(store, ONE, IN_USE_MS + 60_000))
+    run(lambda store: store.jobs.register([newer]))
+    assert run(lambda store: store.jobs.handlers()) == [newer]
+
+
+def set_ahead(by_ms: int) -> sa.Update:
+    """As if the clock had been ahead when handlers were registered."""
+    times = (handlers.c.registered_at, handlers.c.seen_at)
+    return sa.update(handlers).values({at: at + by_ms for at in times})
+
+
 def test_a_job_is_made_once(run: Run) -> None:
     """For its handler and key."""
     add(run, job("a"), job("a"))
@@ -139,6 +160,26 @@ def test_what_was_lost_comes_one_at_a_time(run: Run) -> None:
     assert (new.key, new.losses) == ("new", 0)
     held = [claim(run) for _ in range(4)]
     assert [[each.losses for each in some] for some in held] == [[1], [1], [1], []]
+
+
+def test_what_was_lost_too_often_hides_no_other(run: Run) -> None:
+    """Beside a job that was lost twice, others that were wait. Free ones don't, however old those
+    are, and neither does one that was lost once."""
+    add(run, job("a"))
+    for _ in range(2):
+        run(lambda store: store.jobs.claim("gone", {"one": 1}, -1))
+    for key in "bc":
+        add(run, job(key, queue_key=f"user:{key}"))
+    [lost] = run(lambda store: store.jobs.claim("gone", {"one": 1}, -1, most_losses=0))
+    assert lost.key == "b"
+
+    def claim_one() -> list[tuple[str, int]]:
+        held = run(lambda store: store.jobs.claim("t", {"one": 1}, 60, most_losses=1))
+        return [(each.key, each.losses) for each in held]
+
+    assert sorted(each for _ in range(4) for each in claim_one()) == [("b", 1), ("c", 0)]
+    [twice] = run(lambda store: store.jobs.claim("t", {"one": 1}, 60))
+    assert twice.losses == 2
 
 
 def test_what_is_given_back_was_never_begun(run: Run) -> None:

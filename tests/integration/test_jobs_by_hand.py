@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+import httpx2
 import pytest
 import sqlalchemy as sa
 from msgspec.structs import replace
@@ -20,12 +21,14 @@ from logto_webhooks.cli.jobs import count_groups
 from logto_webhooks.database.jobs import JobStore
 from logto_webhooks.database.schema import jobs
 from logto_webhooks.database.store import Store
+from logto_webhooks.events.base import to_millis
 from logto_webhooks.jobs import JobFilter, JobMove, JobOutcome, JobRow, JobState
 from logto_webhooks.testing import SIGNING_KEY, make
 from tests.integration.conftest import Run
 from tests.support import postgres
 from tests.support.jobs import add, claim, finish, job
-from tests.support.mounted import on_sqlite
+from tests.support.mounted import all_over, live, on_sqlite, send, soon
+from tests.support.mounted import until as until_all
 from tests.support.stores import delivery as delivered
 from tests.support.waiting import eventually, until
 
@@ -170,6 +173,59 @@ def test_many_repeated_jobs_keep_their_order(
             assert asyncio.run(logto.retry_jobs([2, 5, 4, 1, 3])) == 5
     assert keys == 2 * ["created", *(f"updated {number}" for number in range(4))]
     asyncio.run(logto.close())
+
+
+def test_what_is_repeated_is_never_too_old(tmp_path: Path) -> None:
+    """Who repeats a job knows its age. A new one is discarded for it."""
+    logto = on_sqlite(tmp_path)
+    ran: list[bool] = []
+
+    @logto.on(events.UserCreated, name="soon", max_age=60)
+    def note(delivery: Delivery) -> None:
+        ran.append(delivery.replayed)
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        old = make.user_created(id="ana", at=soon() - 3_600_000)
+        await logto.database.host.run(lambda store: store.set_installed_at(0))
+        await send(client, old)
+        [row] = await until_all(all_over(1), logto)
+        assert row.state == "discarded"
+        assert await logto.retry_jobs([row.id]) == 1
+        await eventually(lambda: has_run(logto))
+
+    async def has_run(logto: LogtoWebhooks) -> bool:
+        return [row.state for row in await logto.jobs()] == ["done"]
+
+    live(logto, body)
+    assert ran == [True]
+
+
+def test_a_job_that_is_run_again_has_the_event_of_then(tmp_path: Path) -> None:
+    """Its date is that of Logto, not that of the second run, also for a member that is derived."""
+    logto = on_sqlite(tmp_path)
+    dates: list[tuple[str, int]] = []
+
+    @logto.on(events.UserCreated, events.OrganizationUserAdded, name="dates")
+    def note(event: events.Event, delivery: Delivery) -> None:
+        assert event.created_at is not None
+        assert to_millis(event.created_at) == delivery.occurred_at
+        dates.append((event.event, delivery.occurred_at))
+
+    async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+        at = soon()
+        joins = make.organization_membership_updated(id="acme", addedUserIds=["ana"], at=at + 1)
+        await send(client, make.user_created(id="ana", at=at), joins)
+        rows = await until_all(all_over(2), logto)
+        assert await logto.retry_jobs([row.id for row in rows]) == 2
+        await eventually(lambda: count_dates(4))
+        assert sorted(dates) == 2 * [("Organization.User.Added", at + 1)] + 2 * [
+            ("User.Created", at)
+        ]
+
+    async def count_dates(count: int) -> bool:
+        return len(dates) == count
+
+    live(logto, body)
 
 
 def test_all_dead_jobs_of_a_handler_are_moved_in_short_steps(

@@ -81,6 +81,29 @@ def test_a_changed_value_reaches_rows_and_handlers(tmp_path: Path, before: Any, 
     assert [sorted(change) for change in changes] == [["custom_data", "identities"]]
 
 
+def test_a_document_with_the_key_keeps_its_default(tmp_path: Path) -> None:
+    """Only the key is written in it, at the insertion and at each change."""
+    logto = LogtoWebhooks(
+        signing_key=testing.SIGNING_KEY, engine=sa.create_engine(f"sqlite:///{tmp_path / 'a.db'}")
+    )
+    logto.map_users(
+        User,
+        key=User.custom_data["logto"]["id"],
+        columns={User.beta: "name"},
+        create_defaults={User.custom_data: {"theme": "dark"}, User.flags: 0},
+        when_deleted="unlink",
+    )
+    app = testing.app(logto)
+    Base.metadata.create_all(app.connection)
+    for name in ("Ana", "Ana Silva"):
+        app.deliver(make.user_data_updated(id="ana", name=name))
+        [user] = Session(app.connection).scalars(sa.select(User))
+        assert (user.beta, user.custom_data) == (name, {"theme": "dark", "logto": {"id": "ana"}})
+    app.deliver(make.user_deleted(id="ana"))
+    [user] = Session(app.connection).scalars(sa.select(User))
+    assert user.custom_data == {"theme": "dark", "logto": {}}
+
+
 @pytest.mark.parametrize(("before", "after"), PAIRS)
 def test_a_comparison_with_logto_sees_it(before: Any, after: Any) -> None:
     key = Key("user", "ana")

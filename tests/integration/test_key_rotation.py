@@ -300,16 +300,28 @@ def test_a_key_is_rotated_while_deliveries_come(tmp_path: Path) -> None:
             assert told["webhook"] == webhook["id"]
             assert logto.hooks[0]["signingKey"] == new
             await create(logto, 100)
-            await eventually(lambda: count(service, "logto_users"), lambda rows: rows == 500)
+            await eventually_count(service, 500)
             late = make.user_created(key=old)
             assert service.post(late).status_code == 200
             again = await rotate(webhook["id"], "--overlap", "0s")
             assert again["signing_key"] == logto.hooks[0]["signingKey"]
             await create(logto, 1)  # which makes the service look for keys
-            await eventually(lambda: count(service, "logto_users"), lambda rows: rows == 502)
+            await eventually_count(service, 502)
             assert service.post(make.user_created(key=new)).status_code == 401
 
     asyncio.run(main())
+
+
+async def eventually_count(service: Service, users: int) -> None:
+    """Wait until there are so many users, or fail with what the service has."""
+    try:
+        await eventually(lambda: count(service, "logto_users"), lambda rows: rows == users)
+    except AssertionError as error:
+        states = "SELECT state, result, count(*) FROM logto_deliveries GROUP BY 1, 2"
+        for query in (states, "SELECT count(*) FROM logto_rejected"):
+            error.add_note(str(await asyncio.to_thread(service.rows, query)))
+        error.add_note(service.log[-5_000:])
+        raise
 
 
 async def create(logto: FakeLogto, number: int) -> None:

@@ -56,7 +56,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "FEW", 20)
     monkeypatch.setattr("logto_webhooks.apply.FIRST_WEIGHT", 16)
     monkeypatch.setattr("logto_webhooks.apply.MAX_PIECE", 16)
-    monkeypatch.setattr("logto_webhooks.apply.membership_steps.LEAST", 7)
+    monkeypatch.setattr("logto_webhooks.apply.membership_steps.FEW", 7)
     monkeypatch.setattr("logto_webhooks.apply.membership_steps.MOST", 7)
     monkeypatch.setattr("logto_webhooks.database.memberships.NEWEST", 7)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 import sqlalchemy as sa
 
 from logto_webhooks.clock import SystemClock
+from logto_webhooks.database.dialect import now
 from logto_webhooks.database.runner import HandlerRunner
 from logto_webhooks.database.schema import queue_keys
 from logto_webhooks.database.store import Store
+from logto_webhooks.database.threads import MOST_OF_ONE
 from logto_webhooks.handlers import HandlerOptions, Handlers
 from logto_webhooks.handlers.worker import CLEARED_S, JobWorker
 from logto_webhooks.jobs import JobFilter, JobRow
@@ -129,3 +132,123 @@ def test_jobs_whose_queue_is_lost_run(host: HandlerRunner, monkeypatch: pytest.M
 
 def _lose_queues(store: Store, *queues: str) -> None:
     store.connection.execute(sa.delete(queue_keys).where(queue_keys.c.queue_key.in_(queues)))
+
+
+def make_worker(
+    host: HandlerRunner, function: Callable[[], Any], options: HandlerOptions | None = None
+) -> JobWorker:
+    """A worker with one handler."""
+    known = Handlers()
+    known.fit(host.provides)
+    known.add(function, ["LocalUserUpdated"], name="one", options=options or HandlerOptions())
+    return JobWorker(host, SystemClock(), lambda report: None, lambda: 0.0, known)
+
+
+async def add(host: HandlerRunner, *subjects: str) -> None:
+    made = [job(each, queue_key=f"user:{each}") for each in subjects]
+    await host.run(lambda store: store.jobs.add(made))
+
+
+def test_a_clock_that_is_set_forward_runs_no_job_twice(host: HandlerRunner) -> None:
+    """All leases are over at once, but a process knows what it runs, and renews it."""
+    told: list[str] = []
+    release = asyncio.Event()
+    worker = make_worker(host, recorder(told, "one", release.wait))
+    is_over = queue_keys.c.held_until < now()
+
+    async def count_over() -> int:
+        query = sa.select(queue_keys.c.id).where(is_over)
+        return len(await host.read(lambda store: store.connection.scalars(query).all()))
+
+    async def body() -> None:
+        await add(host, "ana")
+        running = asyncio.create_task(worker.run())
+        await eventually(lambda: asyncio.sleep(0, told[:]), bool)
+        forward = sa.update(queue_keys).values(held_until=queue_keys.c.held_until - 3_600_000)
+        await host.run(lambda store: store.connection.execute(forward))
+        worker.wake()
+        await eventually(count_over, lambda count: count == 0)
+        release.set()
+        await eventually(
+            lambda: host.read(lambda store: store.jobs.find(JobFilter())),
+            lambda rows: [row.state for row in rows] == ["done"],
+        )
+        worker.stop()
+        await running
+        await host.close()
+
+    asyncio.run(body())
+    assert told == ["one", "one ends"]
+
+
+def test_jobs_of_a_handler_that_becomes_slow_are_left_to_others(host: HandlerRunner) -> None:
+    """They were claimed ahead while it was fast."""
+    release = asyncio.Event()
+    release.set()
+
+    async def handle() -> None:
+        if not release.is_set():
+            await asyncio.sleep(1)
+
+    worker = make_worker(host, handle, HandlerOptions(concurrency=1))
+
+    async def claim_others() -> int:
+        return len(await host.run(lambda store: store.jobs.claim("t", {"one": 99}, 60)))
+
+    async def body() -> None:
+        running = asyncio.create_task(worker.run())
+        await add(host, *(f"fast{number}" for number in range(50)))
+        await eventually(
+            lambda: host.read(lambda store: store.jobs.count_waiting()), lambda count: not count
+        )
+        release.clear()
+        await add(host, *(f"slow{number}" for number in range(50)))
+        worker.wake()
+        claimed = 0
+
+        async def claim_more() -> int:
+            nonlocal claimed
+            claimed += await claim_others() if worker._held else 0
+            return claimed
+
+        await eventually(claim_more, lambda count: count > 30)
+        worker.stop()
+        await running
+        await host.close()
+
+    asyncio.run(body())
+
+
+def test_claimed_jobs_of_a_handler_that_may_not_be_called_are_released(
+    host: HandlerRunner,
+) -> None:
+    """Its abandoned calls are limited, however many jobs were claimed ahead."""
+    hang, calls = threading.Event(), list[int]()
+
+    def handle() -> None:
+        calls.append(1)
+        if not hang.is_set():
+            hang.wait(60)
+
+    hang.set()
+    worker = make_worker(host, handle, HandlerOptions(concurrency=1, time_limit_s=0.05))
+
+    async def body() -> None:
+        running = asyncio.create_task(worker.run())
+        await add(host, *(f"fast{number}" for number in range(50)))
+        await eventually(
+            lambda: host.read(lambda store: store.jobs.count_waiting()), lambda count: not count
+        )
+        hang.clear()
+        calls.clear()
+        await add(host, *(f"slow{number}" for number in range(50)))
+        worker.wake()
+        await eventually(lambda: asyncio.sleep(0, len(calls)), lambda count: count == MOST_OF_ONE)
+        await eventually(lambda: asyncio.sleep(0, len(worker._held)), lambda count: count == 0)
+        hang.set()
+        assert len(calls) == MOST_OF_ONE
+        worker.stop()
+        await running
+        await host.close()
+
+    asyncio.run(body())

@@ -18,7 +18,7 @@ import pytest
 
 from logto_webhooks.errors import InvalidApiResponse, LogtoApiError, LogtoUnreachable
 from logto_webhooks.logto.api_responses import ApiResponse
-from logto_webhooks.logto.client import ManagementClient, resource_of
+from logto_webhooks.logto.client import ManagementClient, _Grant, _Token, resource_of
 from logto_webhooks.logto.transport import (
     MOST_BYTES,
     RateLimiter,
@@ -382,6 +382,50 @@ def test_a_refusal_says_what_to_set(path: str, given: bytes, hints: list[str]) -
     assert stand.time.waits == []
 
 
+def listing(ids: Callable[[int], Sequence[object]], total: Callable[[int], int]) -> Stand:
+    """A Logto whose listings depend on the number of the page."""
+
+    async def page(asked: Asked) -> bytes:
+        number = int(parse_qs(asked.target.partition("?")[2])["page"][0])
+        items = [each if isinstance(each, dict) else {"id": str(each)} for each in ids(number)]
+        headers = {"content_type": "application/json", "total_number": total(number)}
+        return answer(200, msgspec.json.encode(items), **headers)
+
+    return Stand({USERS: [page]})
+
+
+@pytest.mark.parametrize("items", [range(100), [{"name": str(each)} for each in range(100)]])
+def test_a_page_that_is_repeated_ends_the_listing(items: Sequence[object]) -> None:
+    """A proxy leaves out the query, and tells of a billion users."""
+    stand = listing(lambda page: items, lambda page: 10**9)
+    text = refused(stand, users)
+    assert "/api/users can't be listed: page 4 has the same items" in text
+    assert len(stand.targets(USERS)) <= 5
+    last = listing(lambda page: range(100 * min(page, 3)), lambda page: 10**9)
+    assert "page 6 has the same items" in refused(last, users)
+
+
+def test_a_total_that_stays_ahead_ends_the_listing() -> None:
+    """It grows with each page, for ever."""
+    stand = listing(lambda page: [page], lambda page: 100 * page + 100)
+    assert "although the first one told of far fewer" in refused(stand, users)
+    assert len(stand.targets(USERS)) < 2_000
+
+
+def test_users_who_sign_up_meanwhile_move_whole_pages() -> None:
+    """Each page has the users of the one before, six times: nothing is wrong."""
+
+    def newest_first(page: int) -> Sequence[object]:
+        joined = 100 * min(page - 1, 6)
+        return range(1000 + joined - 100 * (page - 1), max(0, 900 + joined - 100 * (page - 1)), -1)
+
+    stand = listing(newest_first, lambda page: 1000 + 100 * min(page - 1, 6))
+    pages = stand.ask(users)
+    assert [page.content for page in pages[:7]] == [pages[0].content] * 7
+    assert pages[-1].content[-1] == {"id": "1"}
+    assert len(pages) == 16
+
+
 def test_the_built_in_application_is_named() -> None:
     """It is good for Logto's admin side alone, so the resource is not what to set first."""
     stand = Stand({TOKEN: [recorded("oidc-token-badresource")]})
@@ -669,3 +713,8 @@ def test_no_log_line_holds_a_secret(caplog: pytest.LogCaptureFixture) -> None:
     basic = stand.asked[0].headers["authorization"].removeprefix("Basic ")
     private = [SECRET, basic, token()[:20], content("user")["name"]]
     assert [each for each in private if each in caplog.text] == []
+
+
+def test_no_repr_holds_a_token() -> None:
+    """A debugger, Sentry or an assertion shows it."""
+    assert "t-o-k" not in repr(_Grant("t-o-k", 3600)) + repr(_Token("Bearer t-o-k", 1.0))

@@ -25,6 +25,7 @@ from logto_webhooks.records.merge import merge
 from logto_webhooks.records.record import ApiRead, Change, Key, Tombstone, Upsert, Value, membership
 from logto_webhooks.testing.fake import FakeLogto
 from tests.integration.conftest import Run
+from tests.integration.test_jobs_by_hand import until_one_waits
 from tests.support import postgres
 from tests.support.fake import asking
 from tests.support.plans import Ran, explain, noting
@@ -185,7 +186,7 @@ def organization(organization_id: str) -> Upsert:
 @pytest.fixture
 def many(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Members of two organizations."""
-    monkeypatch.setattr(membership_steps, "LONGEST_S", 60.0)  # no step is made smaller
+    monkeypatch.setattr(membership_steps, "LONGEST_STEP_S", 60.0)  # no step is made smaller
     run(lambda store: store.jobs.register([HANDLER]))
     run(lambda store: store.set_installed_at(0))
     told: list[Change] = [organization("o"), organization("p"), *map(user, MANY)]
@@ -250,12 +251,41 @@ def test_a_locked_user_delays_no_other(
     assert events(run, "LocalMemberRemoved") == sorted(f"user:{each}" for each in MANY * 2)
 
 
+@pytest.mark.postgres
+@pytest.mark.parametrize("host", ["asyncpg"], indirect=True)
+def test_a_membership_ends_once_if_its_user_is_deleted_meanwhile(
+    many: None, host: Any, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a transaction that commits while a step of the organization's deletion waits for it."""
+    monkeypatch.setattr(membership_steps, "FEW", 5)
+    monkeypatch.setattr(membership_steps, "LOCK_S", 5.0)
+    with monkeypatch.context() as context:
+        context.setattr(batch, "FEW", 0)
+        delete(run, Key("organization", "o"))
+    engine = postgres.sync_engine().execution_options(
+        schema_translate_map={None: postgres.schema()}
+    )
+
+    async def live() -> None:
+        with engine.connect() as other:
+            deletion = [Tombstone(Key("user", "u03"), 300_000)]
+            batch.apply_reads(Store(other), deletion, "webhook")
+            ender = MembershipEnder(host, lambda report: None, 60.0)
+            ending = asyncio.create_task(until_nothing_is_done(ender))
+            await asyncio.to_thread(until_one_waits, postgres.sync_engine())
+            other.commit()
+            await ending
+
+    asyncio.run(live())
+    assert events(run, "LocalMemberRemoved") == sorted(f"user:{each}" for each in (*MANY, "u03"))
+
+
 def test_many_memberships_end_while_users_with_few_are_deleted(
     many: None, host: Any, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many of them there are, they don't always come first."""
     monkeypatch.setattr(batch, "FEW", 0)
-    monkeypatch.setattr(membership_steps, "LEAST", 5)
+    monkeypatch.setattr(membership_steps, "FEW", 5)
     monkeypatch.setattr(membership_steps, "MOST", 5)
     others = [f"x{number:02}" for number in range(30)]
     apply(run, *map(user, others), *(joined("p", each) for each in others))

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from logto_webhooks.database.mapped_rows import RowState, encode_id
 from logto_webhooks.database.schema import mapped_rows
 from logto_webhooks.database.store import Store
+from logto_webhooks.mapping.declare import OwnValues
 from logto_webhooks.mapping.entity_writer import EntityWriter
 from logto_webhooks.mapping.links import LinkFinder, NoLink
 from logto_webhooks.mapping.pair_writer import PairWriter
@@ -71,7 +72,7 @@ def _find_former(store: Store, application: Application) -> None:
     writer = application.mappings.make_writer(store.connection, users)
     assert isinstance(writer, EntityWriter)
     states = {f"u{n}": RowState(logto_id=f"u{n}", row_id=encode_id([n])) for n in range(COUNT)}
-    find = partial(writer._find_former, dict.fromkeys(states), states)
+    find = partial(writer._find_former, dict.fromkeys(states, OwnValues({}, {})), states)
     assert _count_reads(store, application, application.users, find) == 3
 
 
@@ -79,7 +80,9 @@ def _lock_links(store: Store, application: Application) -> None:
     users = application.mappings.entities[0]
     assert users.link is not None
     run = store.connection.execute
-    finder = LinkFinder(store.connection, users, users.link, list(application.users.c), run)
+    writer = application.mappings.make_writer(store.connection, users)
+    columns = list(application.users.c)
+    finder = LinkFinder(store.connection, users, users.link, columns, run, writer._call)
     chosen: Any = {f"u{n}": {application.users.c.id: n} for n in range(COUNT)}
     lost: dict[str, Any] = {}
     assert (

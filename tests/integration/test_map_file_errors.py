@@ -36,6 +36,10 @@ role_by = "name"
 TABLES = (
     "CREATE TABLE users (id INTEGER PRIMARY KEY, logto_id VARCHAR(40) UNIQUE, email VARCHAR(99), "
     "active BOOLEAN, age INTEGER, seen TIMESTAMP, data JSON)",
+    "CREATE TABLE things (id INTEGER PRIMARY KEY, logto_id VARCHAR(40), word VARCHAR(4), "
+    "small SMALLINT, price NUMERIC(5, 2), share FLOAT, day DATE, file BLOB, data JSON)",
+    "CREATE TABLE of_postgres (id INTEGER PRIMARY KEY, logto_id VARCHAR(40), code UUID, "
+    "numbers INTEGER[], lasts INTERVAL)",
     "CREATE TABLE teams (id INTEGER PRIMARY KEY, logto_id VARCHAR(40) NOT NULL)",
     "CREATE TABLE team_members (id INTEGER PRIMARY KEY, team_id INTEGER NOT NULL REFERENCES "
     "teams (id), user_id INTEGER NOT NULL REFERENCES users (id), role VARCHAR(9))",
@@ -58,12 +62,13 @@ def database(
     """An application's tables."""
     with own_database(request.param, tmp_path_factory.mktemp("own")) as own:
         keys = {"postgresql": "SERIAL PRIMARY KEY"}.get(own.engine.dialect.name)
-        own.execute(
-            *(
-                table.replace("INTEGER PRIMARY KEY", keys or "INTEGER PRIMARY KEY")
-                for table in TABLES
+        tables = [
+            table.replace("INTEGER PRIMARY KEY", keys or "INTEGER PRIMARY KEY").replace(
+                "BLOB", "BYTEA" if keys else "BLOB"
             )
-        )
+            for table in TABLES
+        ]
+        own.execute(*(table for table in tables if keys or "of_postgres" not in table))
         yield own
 
 
@@ -193,9 +198,134 @@ def test_what_does_not_fit_the_tables(database: OwnDatabase, lines: str, problem
     assert "\n" not in str(error.value)
 
 
+def declare_defaults(database: OwnDatabase, table: str, defaults: str) -> None:
+    text = f"[map.users]\n{USERS.replace('users', table)}create_defaults = {{ {defaults} }}"
+    declare(database, text)
+
+
+@pytest.mark.parametrize(
+    "default",
+    [
+        "price = nan",
+        "day = 2026-01-02T03:04:05",
+        'day = "2026-01-02"',
+        'file = "text"',
+        "file = 1",
+        "data = { since = 2026-01-02 }",
+        "data = [nan]",
+        "small = 9223372036854775808",
+    ],
+)
+def test_a_constant_that_no_database_holds(database: OwnDatabase, default: str) -> None:
+    """It would fail row by row."""
+    name = default.partition(" ")[0]
+    with pytest.raises(MapFileInvalid, match=f"create_defaults: {name} is of type .* can't be"):
+        declare_defaults(database, "things", default)
+
+
+@pytest.mark.parametrize(
+    "default",
+    [
+        'word = "words"',
+        'word = "a\\u0000"',
+        "small = 32768",
+        "small = -32769",
+        "price = 1000",
+        "price = 999.996",
+    ],
+)
+def test_a_constant_that_is_too_large_for_postgres(database: OwnDatabase, default: str) -> None:
+    """SQLite holds it."""
+    if database.engine.dialect.name == "sqlite":
+        declare_defaults(database, "things", default)
+        return
+    with pytest.raises(MapFileInvalid, match=r" is of type .* can't be "):
+        declare_defaults(database, "things", default)
+
+
+@pytest.mark.parametrize(
+    ("default", "problem"),
+    [
+        ('code = "no"', 'code is of type UUID, and can\'t be "no"'),
+        ('numbers = [1, ["x"]]', 'an item of numbers is of type INTEGER, and can\'t be "x"'),
+        ("numbers = 1", "numbers is of type .*, and can't be 1"),
+        ('lasts = "1 day"', "lasts is of type INTERVAL, and can't be"),
+    ],
+)
+def test_a_constant_of_a_type_of_postgres(
+    database: OwnDatabase, default: str, problem: str
+) -> None:
+    """UUIDs, lists and intervals."""
+    if database.engine.dialect.name == "sqlite":
+        pytest.skip("SQLite has no such types")
+    with pytest.raises(MapFileInvalid, match=problem):
+        declare_defaults(database, "of_postgres", default)
+
+
+@pytest.mark.parametrize(
+    "defaults",
+    [
+        'word = "four", small = -32768, price = 999.99, share = 1, day = 2026-01-02',
+        "small = true, price = 1, data = { a = [1, { b = 'c' }] }",
+        "price = true, share = inf, word = 'four  '",
+    ],
+)
+def test_constants_that_fit(database: OwnDatabase, defaults: str) -> None:
+    """Up to their limits."""
+    declare_defaults(database, "things", defaults)
+
+
+def test_lists_and_uuids_that_fit(database: OwnDatabase) -> None:
+    """Of PostgreSQL."""
+    if database.engine.dialect.name != "sqlite":
+        code = "6f5b9c1e-1111-4222-8333-444455556666"
+        declare_defaults(database, "of_postgres", f'code = "{code}", numbers = [1, 2]')
+
+
+@pytest.mark.parametrize(
+    ("condition", "problem"),
+    [
+        ("email = true", "email is a text, so it never equals true"),
+        ("email = ['a', 1]", "email is a text, so it never equals 1"),
+        ("email = []", "email can't be one of no values"),
+        ("is_suspended = 1", "is_suspended is a boolean, so it never equals 1"),
+        ("created_at = 2026-01-02", "created_at is a time, so it never equals "),
+        ("created_at = 2026-01-02T03:04:05", "created_at is a time, so it never equals "),
+        ("custom_data = 'x'", 'custom_data is a JSON, so it never equals "x"'),
+        ("'profile.birthdate' = 2026-01-02", "is a value inside JSON, so it never equals "),
+    ],
+)
+def test_a_condition_that_never_holds(database: OwnDatabase, condition: str, problem: str) -> None:
+    """By the types of what Logto has."""
+    for text in (
+        f"where = {{ {condition} }}",
+        f"columns = {{ active = {{ if = {{ {condition} }}, then = true, else = false }} }}",
+    ):
+        with pytest.raises(MapFileInvalid) as error:
+            declare(database, f"[map.users]\n{USERS}{text}")
+        assert problem in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "email = ['a', 'b'], is_suspended = false",
+        "created_at = 2026-01-02T03:04:05Z, 'profile.nickname' = 1, custom_data = { a = 1 }",
+    ],
+)
+def test_a_condition_that_may_hold(database: OwnDatabase, condition: str) -> None:
+    """Values inside JSON can be of any type."""
+    declare(database, f"[map.users]\n{USERS}where = {{ {condition} }}")
+
+
 @pytest.mark.parametrize(
     ("changed", "problem"),
     [
+        (("logto_id", "data."), 'key: the path "data." has an empty part.'),
+        (
+            ('"keep"', "{ data = { null = true } }"),
+            "when_deleted: data can't be null, because it is of type JSON; use {}.",
+        ),
         (("users", "usres"), "there is no table usres; the closest is users."),
         (("users", "nix.users"), "there is no schema nix; the database has "),
         (("users", "logto_users"), "logto_users is a table of logto-webhooks, not of yours."),
@@ -261,6 +391,12 @@ def test_ends_that_are_swapped(database: OwnDatabase) -> None:
         (members(team_id="nix"), "organization: the table team_members has no column nix; "),
         (f'{members()}columns = {{ role = {{ if_role = "a" }} }}', "columns: role must look like "),
         (f'{members()}columns = {{ role = "roles" }}', 'and "roles" is a list'),
+        (
+            f"{members()}columns = {{ role = {{ if = {{ roles = 'admin' }}, then = 'a', "
+            "else = 'b' } }",
+            "columns: roles is a list, so it never equals a constant; to compare a role, use "
+            'if_role = "admin"',
+        ),
         (
             f'{members()}columns = {{ role = "email" }}',
             'columns: Logto has no "email"; use one of ',

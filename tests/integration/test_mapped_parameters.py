@@ -180,6 +180,42 @@ def test_a_deleted_user_whose_row_is_unlinked(kind: EngineKind, tmp_path: Path) 
         assert app.all(User.logto_id) == [None]
 
 
+@pytest.mark.parametrize("what", ["is somebody else's", "was deleted"])
+def test_the_former_row_of_a_deleted_user(what: str, tmp_path: Path) -> None:
+    """No job gets a row that the application has given to somebody else, or waits for one that it
+    deleted: none is written again for a deleted user."""
+    with Application("sqlite", tmp_path).opened() as app:
+        on(app, events.LocalUserDeleted, add_note, add_note_async)
+
+        @app.logto.on(events.LocalUserDeleted, name="lenient")
+        def lenient(user: User | None, session: Session) -> None:
+            session.add(Note(text="None" if user is None else "lenient"))
+
+        app.map_users(when_deleted="unlink")
+
+        async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+            await send(client, make.user_created(id="ana", primaryEmail="ana@example.com"))
+            await eventually(lambda: logto.wait_for_user("ana"))
+            await send(client, make.user_deleted(id="ana"))
+            jobs = await until(all_over(2), logto)
+            assert [job.state for job in jobs] == ["done", "done"]
+            is_given = what == "is somebody else's"
+            change = sa.update(User).values(logto_id="bo") if is_given else sa.delete(User)
+            app.write(lambda session: session.execute(change))
+            await logto.retry_jobs([job.id for job in jobs])
+            jobs = await until(all_over(2), logto)
+            assert {job.handler: (job.state, job.error) for job in jobs} == {
+                "handler": (
+                    "discarded",
+                    "it has no row in own_users: the user was deleted in Logto",
+                ),
+                "lenient": ("done", None),
+            }
+
+        live(app.logto, body)
+        assert sorted(app.all(Note.text)) == ["1 ana@example.com", "None", "lenient"]
+
+
 def test_a_row_that_the_application_deleted(tmp_path: Path) -> None:
     """The job waits until it is made again; what may be None is None."""
     with Application("sqlite", tmp_path).opened() as app:

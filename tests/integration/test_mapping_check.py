@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import sqlalchemy as sa
 
 from logto_webhooks.database.schema import mapped_rows
 from logto_webhooks.errors import InvalidMapping
-from logto_webhooks.mapping.apply import apply_all
+from logto_webhooks.mapping import functions
+from logto_webhooks.mapping.apply import apply_all, retry_unsettled
 from logto_webhooks.mapping.check import Difference, find_differences
 from logto_webhooks.mapping.tally import AppliedMapping
 from logto_webhooks.testing import make
@@ -217,5 +219,67 @@ def test_an_older_release_neither_checks_nor_rehearses(kind: StoreKind, tmp_path
             await apply_all(host, older, dry_run=True)
         application.mappings = newer
         assert ("users", None) not in await find(application)
+
+    Application.run(kind, tmp_path, live)
+
+
+def choose_plan(user: Any) -> str:
+    """Take a moment, and for one user long."""
+    time.sleep(0.3 if user.logto_user_id == "u007" else 0.004)
+    return "paid"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_is_only_too_slow_if_it_takes_too_long_alone(
+    kind: StoreKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third of these takes a large part of the time, but not too long."""
+    names = [f"u{number}" for number in range(5)]
+
+    def choose(user: Any) -> str:
+        time.sleep(0.21)
+        return "paid"
+
+    async def live(application: Application) -> None:
+        own = application.users.c
+        host = await application.map(columns={own.plan: choose}, create_defaults={own.active: True})
+        await Copy(host).take([make.user_created(id=name, at=1_000).body for name in names])
+        await retry_unsettled(host, application.mappings)
+        monkeypatch.setattr(functions, "SHARED_S", 0.6)
+        assert await find(application) == {}
+
+    Application.run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("links", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_are_no_differences_because_functions_take_a_while(
+    kind: StoreKind, links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are compared in as many transactions as that takes."""
+    names = [f"u{number:03}" for number in range(90)]
+
+    async def live(application: Application) -> None:
+        own = application.users.c
+        options = {"columns": {own.plan: choose_plan}, "create_defaults": {own.active: True}}
+        host = await application.map(**options, link=own.email if links else None)
+        if not links:
+            await Copy(host).take([make.user_created(id=name, at=1_000).body for name in names])
+            await retry_unsettled(host, application.mappings)
+            assert len(application.rows(application.users, "id")) == len(names)
+        else:
+            host.project = None
+            emails = [make.user_created(id=n, email=f"{n}@x", at=1_000).body for n in names]
+            await Copy(host).take(emails)
+            for name in names:
+                insert(application, application.users, email=f"{name}@x", plan="a", active=True)
+        monkeypatch.setattr(functions, "SHARED_S", 0.2)
+        found = await find(application)
+        slow = found.pop(("users", "u007"))
+        assert (slow.problem, slow.state) == ("refused", "refused")
+        assert "takes longer than 0.2 s" in str(slow.reason)
+        problems = {difference.problem for difference in found.values()}
+        assert problems == ({"unlinked"} if links else set())
+        assert len(found) == (len(names) - 1 if links else 0)
 
     Application.run(kind, tmp_path, live)

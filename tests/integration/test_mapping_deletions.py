@@ -17,14 +17,15 @@ from logto_webhooks.database.runner import HandlerRunner
 from logto_webhooks.database.schema import mapped_rows
 from logto_webhooks.database.store import Store
 from logto_webhooks.instrumentation import Refetched, TelemetryEvent
-from logto_webhooks.mapping import pair_writer
-from logto_webhooks.mapping.apply import apply_all, retry_unsettled
+from logto_webhooks.mapping import pair_writer, row_limits
+from logto_webhooks.mapping.apply import SlowRows, apply_all, retry_unsettled
 from logto_webhooks.mapping.check import find_differences
 from logto_webhooks.mapping.tally import AppliedMapping
 from logto_webhooks.reconcile.refetch import Refetcher
 from logto_webhooks.records.record import Absent, ApiRead, Change, Key, membership
 from logto_webhooks.testing import FrozenClock, make
 from logto_webhooks.testing.fake import FakeLogto
+from tests.integration.test_mapping_slow_rows import slow_down
 from tests.integration.test_refetch import client
 from tests.support import own_tables
 from tests.support.mapped_application import KINDS, Application, counts_of
@@ -371,3 +372,28 @@ def test_very_many_members_go_in_several_transactions(
         await application.check()
 
     Application.run(kind, tmp_path, live)
+
+
+@pytest.mark.postgres
+def test_slow_deletions_count_when_they_are_decided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows of their memberships go at once, so they aren't held later: the next ones are."""
+    monkeypatch.setattr(row_limits, "SHORT_STATEMENT_MS", 60)
+
+    async def live(application: Application) -> None:
+        host = await application.map()
+        names = [f"u{n:02}" for n in range(30)]
+        joined = make.organization_membership_updated(id="acme", addedUserIds=names, at=1_500).body
+        team = make.event("Organization.Created", id="acme", name="Acme", at=1_000).body
+        await Copy(host).take([*map(created, names), team, joined])
+        slow_down(application, application.users, "delete", "true", 0.1)
+        for name in names:
+            application.mappings.caution.renew()
+            await Copy(host).take([make.user_deleted(id=name, at=3_000).body])
+        await SlowRows(host, application.mappings).write_due()
+        users = application.rows(application.users, "id")
+        assert len(users) == 10
+        assert application.rows(application.members, "user_id") == users
+
+    Application.run("postgres-thread", tmp_path, live)

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
+from logto_webhooks.database import runner
+from logto_webhooks.database.schema import records
 from logto_webhooks.errors import InvalidMapping
-from logto_webhooks.mapping.apply import retry_unsettled
+from logto_webhooks.mapping import functions
+from logto_webhooks.mapping.apply import UNSETTLED, SlowRows, apply_all, retry_unsettled
 from logto_webhooks.mapping.declare_pairs import declare_members
 from logto_webhooks.testing import make
+from tests.support import postgres
 from tests.support.mapped_application import KINDS, PLAN, Application, counts_of
 from tests.support.stores import Copy, StoreKind
+from tests.support.waiting import eventually
 
 SERVERS = [kind for kind in KINDS if kind != "sqlite"]
 
@@ -61,6 +69,19 @@ def test_a_function_that_finds_one_row_for_two_links_none(kind: StoreKind, tmp_p
         await Copy(host).take([created("ana", "ana@x"), created("bo", "bo@x")])
         assert application.rows(own, "logto_user_id") == [(None,)]
         assert (await counts_of(host, own)).conflict == 2
+
+    Application.run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_user_for_whom_a_function_finds_no_row_gets_one(kind: StoreKind, tmp_path: Path) -> None:
+    async def live(application: Application) -> None:
+        own = application.users
+        await application.map(link=lambda user: own.c.email == user.email)
+        insert(application, "ana@x")
+        await Copy(application.host).take([created("ana", "ana@x"), created("bo", "bo@x")])
+        rows = dict(application.rows(own, "email", "logto_user_id"))
+        assert rows == {"ana@x": "ana", "bo@x": "bo"}
 
     Application.run(kind, tmp_path, live)
 
@@ -214,3 +235,85 @@ def test_members_of_a_composite_key_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(InvalidMapping, match="several columns"):
         declare_members(members, organization="team", user="user")
+
+
+MAY_RETURN = threading.Event()
+FAILS: list[str] = []
+
+
+def choose_plan(user: Any) -> str:
+    """Fail for the user ann, or don't return, as long as a test says so."""
+    if user.logto_user_id == "ann":
+        if FAILS:
+            raise KeyError
+        MAY_RETURN.wait(60)
+    return "paid"
+
+
+async def none_is_stuck() -> bool:
+    """Whether all functions have returned."""
+    return functions.list_stuck() == []
+
+
+@contextmanager
+def is_hindered(application: Application, by: str) -> Iterator[None]:
+    """Let the user ann not be compared."""
+    MAY_RETURN.set()
+    with application.engine.begin() as connection:
+        if by == "lock":
+            options = {"schema_translate_map": {None: postgres.schema()}}
+            is_it = records.c.logto_id == "ann"
+            locking = sa.select(records.c.logto_id).where(is_it).with_for_update()
+            connection.execute(locking, execution_options=options)
+        elif by == "slow":
+            MAY_RETURN.clear()
+        else:
+            FAILS.append("ann")
+        yield
+    MAY_RETURN.set()
+    FAILS.clear()
+
+
+@pytest.mark.parametrize("by", ["slow", "error", "lock"])
+@pytest.mark.parametrize("way", ["service", "command", "delivery"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_somebody_who_could_not_be_compared_counts(
+    kind: StoreKind, way: str, by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else is linked to a row that may be theirs."""
+    if by == "lock" and (kind == "sqlite" or way == "delivery"):
+        pytest.skip("SQLite has no locks of rows, and a delivery waits for them")
+    monkeypatch.setattr(functions, "SHARED_S", 0.2)
+    monkeypatch.setattr(runner, "OPEN_S", 0.2)
+
+    async def live(application: Application) -> None:
+        own = application.users
+        users = [created("ann", "Ann@x"), created("bo", "ann@x"), created("cy", "cy@x")]
+        if way != "delivery":
+            await Copy(application.host).take(users)
+        insert(application, "ann@x", "cy@x")
+        host = await application.map(
+            link=own.c.email, columns={own.c.plan: choose_plan}, create_defaults={own.c.active: 1}
+        )
+        with is_hindered(application, by):
+            if way == "service":
+                await application.apply_all()
+            elif way == "command":
+                await apply_all(host, application.mappings)
+            else:
+                await application.apply_all()
+                await Copy(host).take(users)
+            rows = dict(application.rows(own, "email", "logto_user_id"))
+            assert rows["ann@x"] is None
+        await eventually(none_is_stuck)
+        for _ in "12":
+            await retry_unsettled(host, application.mappings, UNSETTLED)
+            await SlowRows(host, application.mappings).write_due()
+        assert dict(application.rows(own, "email", "logto_user_id")) == {
+            "ann@x": None,
+            "cy@x": "cy",
+        }
+        counts = await counts_of(host, own)
+        assert (counts.conflict, counts.ok) == (2, 1)
+
+    Application.run(kind, tmp_path, live)

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from logto_webhooks import mapping
 from logto_webhooks.apply import batch
 from logto_webhooks.database.runner import HandlerRunner
 from logto_webhooks.database.schema import records, users
 from logto_webhooks.database.store import Store
 from logto_webhooks.events import parse
-from logto_webhooks.mapping import apply, check
+from logto_webhooks.mapping import check
 from logto_webhooks.mapping.apply import apply_all, apply_step, retry_unsettled
 from logto_webhooks.mapping.check import Difference
 from logto_webhooks.records.changes import changes_from_event
@@ -34,7 +35,7 @@ ROWS = int(os.environ.get("LOGTO_WEBHOOKS_TEST_OWN_ROWS", "2000"))
 @pytest.fixture
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages of three records."""
-    monkeypatch.setattr(apply, "PAGE", 3)
+    monkeypatch.setattr(mapping, "PAGE", 3)
     monkeypatch.setattr(check, "PAGE", 3)
 
 

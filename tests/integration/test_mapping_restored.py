@@ -1,4 +1,5 @@
-"""A restored user gets the row back from which it was unlinked."""
+"""A restored user gets the row back from which it was unlinked, and the rows of memberships that
+may have been restored, too, wait for Logto's answer."""
 
 from __future__ import annotations
 
@@ -8,8 +9,19 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from logto_webhooks.logto.api_responses import Span, read_pairs
+from logto_webhooks.mapping.apply import retry_unsettled
+from logto_webhooks.mapping.declare import MappedKind
+from logto_webhooks.records.record import membership
 from logto_webhooks.testing import make
-from tests.support.mapped_application import KINDS, Application, counts_of
+from tests.integration.test_mapping_roles import (
+    EDITOR,
+    VIEWER,
+    RoleApplication,
+    read_member_roles,
+    read_user_roles,
+)
+from tests.support.mapped_application import KINDS, Application, counts_of, learn
 from tests.support.stores import Copy, StoreKind
 
 ACME = make.event("Organization.Created", id="acme", name="Acme", at=1_000).body
@@ -17,6 +29,20 @@ ANA = make.user_created(id="ana", email="ana@x.example", at=1_000).body
 DELETED = make.user_deleted(id="ana", at=100_000).body
 RESTORED = make.user_data_updated(id="ana", email="ana@x.example", at=200_000).body
 JOINED = make.organization_membership_updated(id="acme", at=170_000, addedUserIds=["ana"]).body
+EARLIER = make.organization_membership_updated(id="acme", at=2_000, addedUserIds=["ana"]).body
+# Of each that is restored: its deletion and its return, and the later deletion of the other end.
+LIVES: dict[MappedKind, tuple[bytes, bytes, bytes]] = {
+    "user": (
+        DELETED,
+        RESTORED,
+        make.event("Organization.Deleted", id="acme", at=400_000).body,
+    ),
+    "organization": (
+        make.event("Organization.Deleted", id="acme", at=100_000).body,
+        make.event("Organization.Created", id="acme", name="Acme", at=200_000).body,
+        make.user_deleted(id="ana", at=400_000).body,
+    ),
+}
 
 
 def run(
@@ -86,3 +112,162 @@ def test_a_membership_has_one_row_whatever_became_of_its_user(
         assert application.rows(application.members, "user_id") == [(rows["ana"],)]
 
     run(kind, tmp_path, live)
+
+
+def left(at: int) -> bytes:
+    event = make.organization_membership_updated(
+        id="acme", at=at, addedUserIds=[], removedUserIds=["ana"]
+    )
+    return event.body
+
+
+def run_with_roles(
+    kind: StoreKind,
+    folder: Path,
+    live: Callable[[RoleApplication, Copy], Awaitable[None]],
+) -> None:
+    """Ana is a member of Acme, and has a role here and there."""
+
+    async def join(application: RoleApplication) -> None:
+        copy = Copy(await application.map_roles())
+        await copy.take([ACME, ANA, EARLIER])
+        await learn(application.host, read_user_roles("ana", EDITOR, 3_000))
+        await learn(application.host, read_member_roles({"o1": "admin"}, 3_000))
+        await live(application, copy)
+
+    RoleApplication.run(kind, folder, join)
+
+
+def count_rows(application: RoleApplication) -> tuple[int, int, int]:
+    """Those of members, and of members' and users' roles."""
+    tables = (application.members, application.member_roles, application.user_roles)
+    members, member_roles, user_roles = (
+        len(application.rows(table, table.primary_key.columns[0].name)) for table in tables
+    )
+    return members, member_roles, user_roles
+
+
+async def count_waiting(application: RoleApplication) -> tuple[int, int]:
+    """Those of members, and of their roles."""
+    members = await counts_of(application.host, application.members)
+    roles = await counts_of(application.host, application.member_roles)
+    return members.waiting, roles.waiting
+
+
+@pytest.mark.parametrize("restored", LIVES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_joined_after_the_restore_can_leave(
+    kind: StoreKind, restored: MappedKind, tmp_path: Path
+) -> None:
+    """A delivery says so, so Logto needn't be asked first."""
+
+    async def live(application: RoleApplication, copy: Copy) -> None:
+        deleted, returned, _ = LIVES[restored]
+        for delivery in (deleted, returned):
+            await copy.take([delivery])
+        again = make.organization_membership_updated(id="acme", at=300_000, addedUserIds=["ana"])
+        await copy.take([again.body])
+        await learn(application.host, read_member_roles({"o1": "admin"}, 310_000))
+        assert count_rows(application) == (1, 1, 1)
+        await copy.take([left(400_000)])
+        assert count_rows(application) == (0, 0, 1)
+        await application.check()
+        assert await count_waiting(application) == (0, 0)
+
+    run_with_roles(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("restored", LIVES)
+@pytest.mark.parametrize("joins_again", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_go_with_the_other_end(
+    kind: StoreKind, joins_again: bool, restored: MappedKind, tmp_path: Path
+) -> None:
+    """Nobody is a member of an organization that was deleted, nor is a user who was. A membership
+    from before the restore, whose rows wait, is over as surely as one from after it."""
+
+    async def live(application: RoleApplication, copy: Copy) -> None:
+        deleted, returned, other_deleted = LIVES[restored]
+        for delivery in (returned, deleted):
+            await copy.take([delivery])
+        assert await count_waiting(application) == (1, 1)
+        if joins_again:
+            await learn(application.host, read_member_roles({"o1": "admin"}, 310_000))
+            assert await count_waiting(application) == (0, 0)
+        await copy.take([other_deleted])
+        await retry_unsettled(application.host, application.mappings)
+        assert count_rows(application) == (0, 0, 1 if restored == "user" else 0)
+        await application.check()
+        assert await count_waiting(application) == (0, 0)
+
+    run_with_roles(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("restored", LIVES)
+@pytest.mark.parametrize("is_member", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_only_the_deletion_ended_waits_for_an_answer(
+    kind: StoreKind, is_member: bool, restored: MappedKind, tmp_path: Path
+) -> None:
+    """The membership may have been restored, too. What was told or read before says nothing."""
+
+    async def live(application: RoleApplication, copy: Copy) -> None:
+        deleted, returned, _ = LIVES[restored]
+        for delivery in (returned, deleted):
+            await copy.take([delivery])
+        pair = membership("acme", "ana")
+        before = [left(100_050), *read_pairs([pair], {}, Span(150_000, 150_000))]
+        for told in (None, *before):
+            if isinstance(told, bytes):
+                await copy.take([told])
+            elif told is not None:
+                await learn(application.host, [told])
+            await retry_unsettled(application.host, application.mappings)
+            assert count_rows(application) == (1, 1, 1)
+            assert await count_waiting(application) == (1, 1)
+        present = {pair: {"o1": "admin"}} if is_member else {}
+        await learn(application.host, read_pairs([pair], present, Span(300_000, 300_000)))
+        assert count_rows(application) == ((1, 1, 1) if is_member else (0, 0, 1))
+        await application.check()
+        assert await count_waiting(application) == (0, 0)
+
+    run_with_roles(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("restored", LIVES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_roles_of_an_earlier_membership_go(
+    kind: StoreKind, restored: MappedKind, tmp_path: Path
+) -> None:
+    """A delivery says that the user joined again: without roles, as far as is known."""
+
+    async def live(application: RoleApplication, copy: Copy) -> None:
+        deleted, returned, _ = LIVES[restored]
+        for delivery in (returned, deleted):
+            await copy.take([delivery])
+        again = make.organization_membership_updated(id="acme", at=300_000, addedUserIds=["ana"])
+        await copy.take([again.body])
+        assert count_rows(application) == (1, 0, 1)
+        await application.check()
+        assert await count_waiting(application) == (0, 0)
+
+    run_with_roles(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_restored_user_keeps_roles_until_logto_takes_them(
+    kind: StoreKind, tmp_path: Path
+) -> None:
+    """Also while Logto doesn't answer which memberships the user has."""
+
+    async def live(application: RoleApplication, copy: Copy) -> None:
+        for delivery in (RESTORED, DELETED):
+            await copy.take([delivery])
+        await learn(application.host, read_user_roles("ana", EDITOR | VIEWER, 300_000))
+        assert application.user_role_names == [("ana", "editor"), ("ana", "viewer")]
+        await learn(application.host, read_user_roles("ana", VIEWER, 310_000))
+        assert application.user_role_names == [("ana", "viewer")]
+        counts = await counts_of(application.host, application.user_roles)
+        assert (counts.ok, counts.waiting) == (1, 0)
+
+    run_with_roles(kind, tmp_path, live)

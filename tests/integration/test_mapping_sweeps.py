@@ -11,14 +11,18 @@ from typing import Any, TypeVar
 import pytest
 import sqlalchemy as sa
 
+from logto_webhooks import mapping
+from logto_webhooks.database.mapped_rows import RowState, StateStore
 from logto_webhooks.database.runner import HandlerRunner
 from logto_webhooks.database.schema import mapped_rows
 from logto_webhooks.database.store import Store
 from logto_webhooks.mapping import apply
 from logto_webhooks.mapping.apply import REFUSED, Sweep, keep_applied
+from logto_webhooks.records.record import Key
+from logto_webhooks.testing import make
 from tests.support.mapped_application import KINDS, Application
 from tests.support.plans import explain
-from tests.support.stores import StoreKind, WrappedRunner
+from tests.support.stores import Copy, StoreKind, WrappedRunner
 from tests.support.waiting import eventually
 
 T = TypeVar("T")
@@ -89,7 +93,7 @@ def _list(store: Store, name: str, only_owed: bool) -> None:
 
 def test_pages_are_listed_beside_a_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sweep goes on where it was, page by page, and behind a page that failed."""
-    monkeypatch.setattr(apply, "PAGE", 2)
+    monkeypatch.setattr(mapping, "PAGE", 2)
 
     async def live(application: Application) -> None:
         await application.map()
@@ -110,7 +114,7 @@ def test_pages_are_listed_beside_a_writer(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_long_sweep_holds_up_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is owed is tried before all that is refused was tried."""
-    monkeypatch.setattr(apply, "PAGE", 2)
+    monkeypatch.setattr(mapping, "PAGE", 2)
     monkeypatch.setattr(apply, "PAGES", 1)
     monkeypatch.setattr(apply, "LOOK_S", 0.01)
 
@@ -139,3 +143,39 @@ def test_a_long_sweep_holds_up_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         ]
 
     Application.run("sqlite", tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_owed_meanwhile_stays_owed(kind: StoreKind, tmp_path: Path) -> None:
+    """A transaction that read the states before doesn't know what the other one has written."""
+
+    async def live(application: Application) -> None:
+        host = await application.map()
+        await Copy(host).take([make.user_created(id="ana").body])
+        [users] = [own for own in application.mappings.registered if own.kind == "user"]
+
+        def owe(store: Store) -> None:
+            store.mappings.mark_owed(users, [Key("user", "ana")], "why")
+
+        def save(store: Store, owed_before: int, owed_after: int) -> str:
+            for _ in range(owed_before):
+                owe(store)
+            states = StateStore(store.connection, users.name, "user")
+            stored = states.find(["ana"])
+            for _ in range(owed_after):
+                owe(store)
+            states.save([RowState(logto_id="ana", state="waiting")], stored)
+            return states.find(["ana"])["ana"].state
+
+        for owed_before, owed_after, state in (
+            (0, 1, "owed"),
+            (1, 1, "owed"),
+            (1, 0, "waiting"),
+            (0, 0, "waiting"),
+        ):
+            work = partial(save, owed_before=owed_before, owed_after=owed_after)
+            assert await host.run(work) == state
+        await application.apply_again()
+        await application.check()
+
+    Application.run(kind, tmp_path, live)

@@ -131,6 +131,34 @@ def test_a_missing_table_pauses_its_mapping_alone(kind: StoreKind, tmp_path: Pat
     Application.run(kind, tmp_path, live)
 
 
+@pytest.mark.postgres
+@pytest.mark.parametrize("kind", ["postgres-thread"])  # its connections are pooled
+def test_a_missing_table_costs_no_connections(kind: StoreKind, tmp_path: Path) -> None:
+    """Each delivery meets it again, and a session that is as good has no other tables."""
+    opened: list[object] = []
+
+    async def live(application: Application) -> None:
+        host = await application.map()
+        with application.engine.begin() as connection:
+            application.members.drop(connection)
+            connection.execute(sa.text(f"DROP TABLE {application.users}"))
+        copy = Copy(host)
+        await copy.take([CREATED])
+        sa.event.listen(sa.pool.Pool, "connect", note)
+        try:
+            for number in range(5):
+                await copy.take([make.user_created(id=f"u{number}", at=1_000).body])
+        finally:
+            sa.event.remove(sa.pool.Pool, "connect", note)
+        assert (await counts_of(host, application.users)).owed == 6
+        assert not opened
+
+    def note(connection: object, record: object) -> None:
+        opened.append(connection)
+
+    Application.run(kind, tmp_path, live)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_the_database_refuses_is_a_conflict_of_that_row_alone(
     kind: StoreKind, tmp_path: Path

@@ -7,6 +7,7 @@ import itertools
 import threading
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -73,6 +74,12 @@ def read(run: Run, *changes: Change) -> list[str]:
     before = len(member_events(run))
     run(partial(batch.apply_reads, changes=changes, source="read"))
     return member_events(run)[before:]
+
+
+def change(host: TransactionRunner, at: int, **fields: Any) -> None:
+    """Apply a webhook of a change of members."""
+    sent = make.organization_membership_updated(id="acme", at=at, **fields)
+    asyncio.run(Copy(host).take([sent.body]))
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
@@ -178,6 +185,48 @@ class TestReadsAfterAnInstallation:
         read(run, user(SINCE + 5, old), organization(SINCE + 5, old), member(SINCE + 5))
         assert read(run, Absent(USER, SINCE + 9, SINCE + 9)) == ["LocalMemberRemoved"]
         assert "LocalUserDeleted" in run(names)
+
+    @pytest.mark.parametrize("gone", [USER, ORGANIZATION])
+    @pytest.mark.parametrize("few", [500, 0])
+    def test_who_joined_after_it_has_left(
+        self,
+        run: Run,
+        host: TransactionRunner,
+        gone: Key,
+        few: int,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Also if only the membership shows that a user or an organization of before was deleted
+        after it."""
+        monkeypatch.setattr(batch, "FEW", few)
+        old = SINCE - 10
+        read(run, user(SINCE - 9, old), organization(SINCE - 9, old))
+        change(host, at=SINCE + 100, addedUserIds=["ana"])
+        read(run, Absent(gone, SINCE + 900, SINCE + 900))
+        asyncio.run(Copy(host).take([]))  # ends those that are ended in steps
+        assert member_events(run) == ["LocalMemberAdded", "LocalMemberRemoved"]
+        assert run(names)[1].endswith("Deleted")
+
+    def test_who_left_after_it_has_joined_again(self, run: Run, host: TransactionRunner) -> None:
+        """Whenever the first time was."""
+        old = SINCE - 1000
+        read(run, user(old, old), organization(old, old))
+        change(host, at=SINCE - 500, addedUserIds=["ana"])
+        change(host, at=SINCE + 500, removedUserIds=["ana"])
+        assert member_events(run) == ["LocalMemberRemoved"]
+        assert read(run, member(SINCE + 900)) == ["LocalMemberAdded"]
+
+    def test_whose_user_was_restored_after_it_has_joined_again(
+        self, run: Run, host: TransactionRunner
+    ) -> None:
+        """It was deleted after the installation, and so were its memberships."""
+        old = SINCE - 1000
+        read(run, user(old, old), organization(old, old), member(old))
+        asyncio.run(Copy(host).take([make.user_deleted(id="ana", at=SINCE + 100).body]))
+        assert member_events(run) == ["LocalMemberRemoved"]
+        back = SINCE + 100_000
+        assert read(run, user(back, old), member(back)) == ["LocalMemberAdded"]
+        assert run(names)[-2] == "LocalUserCreated"
 
     def test_what_changed_before_it_is_quiet(self, run: Run) -> None:
         """Known from a delivery of before, and then found to be otherwise: nobody knows since

@@ -75,6 +75,36 @@ def test_junk_that_names_many_webhooks_holds_back_nobody(tmp_path: Path) -> None
     asyncio.run(main())
 
 
+def test_what_was_written_is_not_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though a delivery that came with it can't be stored yet."""
+
+    async def main() -> None:
+        database = open_database(f"sqlite:///{tmp_path / 'a.db'}")
+        await database.migrate()
+        waiting = of(database, [])
+        offer(waiting, 1)
+        body = make.user_created(id="proved").body
+        waiting.offer(body, sign(body, "configured").encode(), T0)
+
+        async def fail(*_: object) -> None:
+            raise StoreUnavailable(problem="away")
+
+        with monkeypatch.context() as away:
+            away.setattr(waiting, "_add", fail)
+            for _ in range(3):
+                with pytest.raises(StoreUnavailable):
+                    await waiting.write_down()
+        await waiting.write_down()
+        assert await database.host.read(lambda store: store.webhook_keys.count_rejected()) == 1
+        status = await database.host.read(lambda store: store.status())
+        assert status.deliveries["pending"] == 1
+        await database.host.close()
+
+    asyncio.run(main())
+
+
 class LookedUp(set[str]):
     """IDs that are only looked up."""
 

@@ -670,6 +670,7 @@ class Odd(ManagementClient):
     async def users(self, page: int = 1) -> AsyncIterator[ApiResponse]:
         async for answered in super().users(page):
             odd: list[Any] = [None, "x", {}, {"id": 5}, {"id": "a:b"}, {"id": "u", "name": 5}]
+            odd += [{"id": []}, {"id": {}}]
             yield msgspec.structs.replace(answered, content=[*answered.content, *odd])
 
 
@@ -682,7 +683,7 @@ def test_an_odd_item_stops_nothing(tmp_path: Path) -> None:
             ana = logto.create_user()["id"]
             logto.create_organization()
             found = await Reconciliation(api, host, FrozenClock()).run()
-            assert len(found.doubts) == 6
+            assert len(found.doubts) == 8
             assert (found.organizations, set(await users(host))) == (1, {ana})
         await host.close()
 

@@ -18,7 +18,7 @@ from logto_webhooks.database.mirror import RowFilter
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import DeliveryFilter, DeliveryOutcome, DeliveryState
 from logto_webhooks.errors import DeliveryUnknown, HandlerUnknown, JobUnknown, SettingInvalid
-from logto_webhooks.events.local import LocalEvent, LocalUserUpdated
+from logto_webhooks.events.local import LocalEvent, LocalUserEvent, LocalUserUpdated
 from logto_webhooks.handlers.call import build_event
 from logto_webhooks.handlers.existing import Pacer, find_handler, run_for_existing
 from logto_webhooks.jobs import JobFilter, JobMove, JobState, NewJob, RegisteredHandler
@@ -226,10 +226,75 @@ class TestLocalEvents:
             take(make.organization_membership_updated(id="acme", **fields))
         registered(run, LATER, ALIKE)
         assert [each.jobs for each in run_existing(host, "later")] == [1, 1, 1]
-        assert replayed(run, 1, 2, 3, 5, handler="later").jobs == 0
-        assert replayed(run, 4, handler="later").jobs == 1, "who left"
-        assert replayed(run, 1, 2, 3, 4, 5, handler="alike").jobs == 4
+        assert replayed(run, 1, 2, 3, 4, 5, handler="later").jobs == 0, "what was before that"
+        assert replayed(run, 1, 2, 3, 4, 5, handler="alike").jobs == 5
+        assert replayed(run, 1, 2, 3, 4, 5).jobs == 0
         assert [each.skipped for each in run_existing(host, "alike")] == [1, 1, 1]
+
+    def test_who_came_again_is_told_again(self, run: Run, take: Any, host: Any) -> None:
+        """In the order in which it happened, also for a handler that was there for the last part,
+        and in any order of replays: then what is older is late."""
+        at = iter(range(T0, T0 + 10**6, 1000))
+        take(make.user_created(id="ana", at=next(at)))
+        take(make.organization_created(id="acme", at=next(at)))
+
+        def change(**fields: Any) -> None:
+            take(make.organization_membership_updated(id="acme", at=next(at), **fields))
+
+        change(addedUserIds=["ana"])
+        change(removedUserIds=["ana"])
+        registered(run, ALIKE)
+        change(addedUserIds=["ana"])
+        registered(run, LATER)
+        assert replayed(run, 5, handler="later").jobs == 1
+        assert [each.skipped for each in run_existing(host, "later")] == [0, 0, 1]
+        assert events_of(run, "later")[-1] == ("LocalMemberAdded", False)
+        assert replayed(run, 3, 4, handler="later").jobs == 2
+        assert events_of(run, "later") == [("LocalMemberAdded", True), ("LocalMemberRemoved", True)]
+        assert replayed(run, 3, 4, 5).jobs == 2, "of the one that was there for the last part"
+        assert events_of(run, "alike")[-1] == ("LocalMemberAdded", False)
+        registered(run, OTHER_LOCAL)
+        assert replayed(run, 1, 2, 3, 4, 5).jobs == 5 + 2
+        assert events_of(run, "other local")[-3:] == [
+            ("LocalMemberAdded", False),
+            ("LocalMemberRemoved", False),
+            ("LocalMemberAdded", False),
+        ]
+        assert replayed(run, 1, 2, 3, 4, 5, dry_run=True).jobs == 0
+
+    def test_a_job_that_was_repeated_keeps_its_date(self, run: Run, take: Any) -> None:
+        """So a new handler is told of its event in the right place, not as if it were new."""
+        take(make.user_created(id="ana", name="A0", at=T0))
+        take(make.user_data_updated(id="ana", name="A1", at=T0 + 1000))
+        finish(run, claim(run, names=("local",))[0], JobState.DONE)
+        [failed] = claim(run, names=("local",))
+        finish(run, failed, JobState.DEAD)
+        take(make.user_data_updated(id="ana", name="A2", at=T0 + 2000))
+        events_of(run, "local")
+        run(lambda store: store.jobs.move([failed.id], JobMove.REPEAT))
+        [again] = claim(run, names=("local",))
+        assert (again.occurred_at, again.runs, again.late) == (failed.occurred_at, 1, False)
+        registered(run, LATER)
+        assert replayed(run, 1, 2, 3, handler="later").jobs == 3
+        names = []
+        while found := claim(run, names=("later",)):
+            [held] = found
+            event = build_event(held)
+            assert isinstance(event, LocalUserEvent)
+            names.append(event.user.name)
+            finish(run, held, JobState.DONE)
+        assert names == ["A0", "A1", "A2"]
+
+    def test_what_was_before_a_run_for_existing_rows_is_over(
+        self, run: Run, take: Any, host: Any
+    ) -> None:
+        """The handler knows the rows as they were later."""
+        take(make.user_created(id="ana", at=T0), make.user_created(id="bo", at=T0))
+        take(make.user_deleted(id="ana", at=T0 + 1000))
+        take(make.user_created(id="ana", at=T0 + 100_000))
+        registered(run, LATER)
+        assert [each.jobs for each in run_existing(host, "later")] == [2, 0, 0]
+        assert replayed(run, 1, 2, 3, 4, handler="later").jobs == 0
 
     def test_an_effect_that_nobody_was_told_of(self, run: Run, take: Any, host: Any) -> None:
         """It isn't known any more. Who is here can be told as existing."""
@@ -241,6 +306,16 @@ class TestLocalEvents:
         take()
         assert told(run) == [("old", "waiting")]
         assert [each.jobs for each in run_existing(host, "later")] == [1, 0, 0]
+
+
+def events_of(run: Run, handler: str) -> list[tuple[str, bool]]:
+    """Run the waiting jobs of a handler. Return their events, and whether they are late."""
+    done = []
+    while found := claim(run, names=(handler,)):
+        done += [(held.event, held.late) for held in found]
+        for held in found:
+            finish(run, held, JobState.DONE)
+    return done
 
 
 def run_existing(host: Any, name: str) -> list[ExistingRows]:

@@ -7,12 +7,15 @@ from functools import partial
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from msgspec.structs import replace
 
 from logto_webhooks.apply import batch
 from logto_webhooks.database import records
-from logto_webhooks.database.deliveries import HUGE, is_slow
+from logto_webhooks.database.deliveries import HUGE, may_be_alone
+from logto_webhooks.database.dialect import now
 from logto_webhooks.database.records import FoundRow
+from logto_webhooks.database.schema import deliveries
 from logto_webhooks.database.store import Checkpoint, Gap, ProcessLease, RecordedFlow, Store
 from logto_webhooks.deliveries import (
     LARGE,
@@ -24,7 +27,7 @@ from logto_webhooks.deliveries import (
     StoredDelivery,
     StoreResult,
 )
-from logto_webhooks.errors import ClaimLost
+from logto_webhooks.errors import ClaimLost, RowRejected
 from logto_webhooks.records.merge import merge
 from logto_webhooks.records.record import (
     Absent,
@@ -69,9 +72,9 @@ def add(run: Run, deliveries: list[NewDelivery]) -> list[StoreResult]:
 
 
 def claim(
-    run: Run, token: str = "t", limit: int = 10, lease_s: float = 30
+    run: Run, token: str = "t", limit: int = 10, lease_s: float = 30, quick: bool = False
 ) -> list[ClaimedDelivery]:
-    return run(lambda store: store.claim(token, limit, 2**20, lease_s))
+    return run(lambda store: store.claim(token, limit, 2**20, lease_s, quick=quick))
 
 
 def finish(run: Run, token: str, *outcomes: DeliveryOutcome) -> None:
@@ -172,7 +175,7 @@ class TestInbox:
             claim_some = partial(
                 Store.claim, token="t", limit=4, max_bytes=2**30, lease_s=30, quick=quick
             )
-            claimed.append([is_slow(each) for each in run(claim_some)])
+            claimed.append([may_be_alone(each) for each in run(claim_some)])
         assert claimed == [[True], [False] * 3, [True], [True]]
 
     def test_after_the_lease_another_worker_may_claim(self, run: Run) -> None:
@@ -187,6 +190,21 @@ class TestInbox:
         finish(
             run, "second", DeliveryOutcome(id=held.id, state=DeliveryState.DONE, result="applied")
         )
+
+    def test_what_may_end_its_process_holds_up_no_other(self, run: Run) -> None:
+        """A delivery whose claims are lost again and again is claimed alone, for longer each time:
+        the others of its batch are applied, and new ones come in turn with them."""
+        add(run, made(3))
+        for name in ("first", "second"):
+            assert len(claim(run, name, lease_s=0)) == 3
+        [alone] = claim(run, "third", lease_s=30)
+        left = sa.select(deliveries.c.due_at - now()).where(deliveries.c.id == alone.id)
+        assert run(lambda store: store.execute(left).scalar_one()) > 100_000
+        [new] = add(run, made(4)[3:])
+        assert [each.id for each in claim(run, "fourth", quick=True)] == [new.id]
+        assert [len(claim(run, name)) for name in ("fifth", "sixth", "seventh")] == [1, 1, 0]
+        run(lambda store: store.renew("third", [alone.id], 30))
+        assert run(lambda store: store.execute(left).scalar_one()) > 100_000
 
     def test_finish_is_all_or_nothing(self, run: Run) -> None:
         """One lost claim rolls the whole batch back."""
@@ -418,6 +436,14 @@ class TestRecords:
         run(lambda store: store.save([kept]))
         assert run(lambda store: store.lock([ANA])) == {ANA: kept}
         assert [each.key for each in run(lambda store: store.waiting(9))] == [ANA]
+
+    def test_a_record_that_was_read_without_its_contents_is_not_saved(self, run: Run) -> None:
+        """It would lose them."""
+        put(run, user(at=T0, name="Ana"))
+        head = run(lambda store: store.read_heads([ANA]))[ANA]
+        with pytest.raises(RowRejected):
+            run(lambda store: store.save([head]))
+        assert put(run, user(at=T0 - 5, name="older"))[ANA].groups["own"].content["name"] == "Ana"
 
     def test_a_record_is_read_as_it_was_written(self, run: Run) -> None:
         """Groups, rivals, facts, needs and the tombstone."""

@@ -9,16 +9,17 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.applications import Starlette
 
 from logto_webhooks import Delivery, LogtoWebhooks, events
-from logto_webhooks.errors import StartedElsewhere
+from logto_webhooks.errors import InvalidMapping, SettingInvalid, StartedElsewhere
 from logto_webhooks.fastapi import router
 from logto_webhooks.starlette import routes
-from logto_webhooks.testing import make
+from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support.mounted import on_postgres, on_sqlite
 from tests.support.waiting import until
 
@@ -148,6 +149,51 @@ def test_an_event_loop_that_was_closed_is_no_other(tmp_path: Path) -> None:
     loop.close()
     with TestClient(mounted(logto)) as client:
         assert sent(client, "/api/webhooks/logto") == 200
+
+
+def test_a_table_that_is_mapped_after_the_start_is_refused(tmp_path: Path) -> None:
+    """Like a handler: the rows of others wouldn't follow. Afterwards, it can be mapped."""
+    logto = on_sqlite(tmp_path)
+    table = sa.Table("people", sa.MetaData(), sa.Column("id", sa.String, primary_key=True))
+
+    def map_people() -> None:
+        logto.map_users(table, key="id", columns={}, when_deleted="delete")
+
+    with TestClient(mounted(logto)), pytest.raises(InvalidMapping, match="has already started"):
+        map_people()
+    assert not logto.mappings
+    map_people()
+
+
+@pytest.mark.parametrize("given", [None, "/given"])
+def test_the_path_is_read_from_the_environment(
+    given: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by `from_env`, for routes and as an application; an argument wins over it."""
+    monkeypatch.setenv("LOGTO_WEBHOOKS_PATH", "/hooks/logto")
+    monkeypatch.setenv("LOGTO_WEBHOOK_SIGNING_KEY", SIGNING_KEY)
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path / 'app.db'}")
+    logto = LogtoWebhooks.from_env(path=given)
+    delivery = make.user_created()
+    headers = dict(delivery.headers)
+    path = given or "/hooks/logto"
+    asyncio.run(logto.migrate())
+    routed = FastAPI()
+    routed.include_router(router(logto))
+    for app in (routed, Starlette(routes=routes(logto), lifespan=logto.lifespan), logto):
+        with TestClient(app) as client:
+            for each in (path, f"{path}/"):
+                assert client.post(each, content=delivery.body, headers=headers).status_code == 200
+            assert client.post("/api/webhooks/logto", content=b"").status_code == 404
+
+
+def test_a_path_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the name of its variable."""
+    monkeypatch.setenv("LOGTO_WEBHOOKS_PATH", "no path")
+    with pytest.raises(
+        SettingInvalid, match="LOGTO_WEBHOOKS_PATH can't be used: it must be a path"
+    ):
+        router(LogtoWebhooks.from_env())
 
 
 @pytest.mark.parametrize("root_path", ["", "/behind/a/proxy", "/behind/"])

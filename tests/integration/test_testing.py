@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -12,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_e
 from sqlalchemy.orm import Session
 
 from logto_webhooks import Delivery, Discard, LogtoWebhooks, UserRow, events, testing
+from logto_webhooks.database import runner
 from logto_webhooks.errors import (
     HandlerNotAwaited,
     HandlerUnknown,
@@ -83,6 +86,52 @@ def test_handlers_run_on_the_tests_connection(engine: sa.Engine) -> None:
     with engine.connect() as connection:
         app = testing.app(logto_of(engine), connection)
         assert (app.users(), app.jobs(), app.status().deliveries["done"]) == ([], [], 0)
+
+
+def test_a_mapping_waits_for_no_transaction(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """Not for the test's own, which stays open: only the test sees its mappings."""
+    monkeypatch.setattr(runner, "OPEN_S", 1.0)
+    logto = logto_of(engine)
+    mapped = sa.Table(
+        "mapped_by_test",
+        sa.MetaData(),
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("logto_id", sa.Text, unique=True),
+        sa.Column("email", sa.Text),
+    )
+    columns = {"email": lambda user: user.email.upper()}
+    logto.map_users(mapped, key="logto_id", columns=columns, when_deleted="delete")
+    with engine.connect() as connection:
+        mapped.create(connection)
+        app = testing.app(logto, connection)
+        app.deliver(testing.make.user_created(id="ana", email="ana@example.com"))
+        assert connection.scalars(sa.select(mapped.c.email)).all() == ["ANA@EXAMPLE.COM"]
+        assert "left out" not in caplog.text
+        connection.rollback()
+
+
+def test_changes_have_the_types_of_the_row(tmp_path: Path) -> None:
+    """Times, too, although the event of a job is stored as JSON."""
+    logto = LogtoWebhooks(signing_key="x", database_url=f"sqlite:///{tmp_path / 'a.db'}")
+    changes: list[tuple[Any, Any]] = []
+
+    @logto.on(events.LocalUserUpdated)
+    def note(event: events.LocalUserUpdated) -> None:
+        old, new = event.changes["last_sign_in_at"]
+        assert new == event.user.last_sign_in_at
+        changes.append((old, new))
+
+    app = testing.app(logto)
+    at = 1_795_485_335_917
+    for signed_in in (None, at + 1_000, at + 2_000):
+        app.deliver(testing.make.user_data_updated(id="ana", at=at, lastSignInAt=signed_in))
+        at += 10_000
+    first, second = changes
+    assert first[0] is None
+    assert second[0] == first[1]
+    assert second[1] - second[0] == timedelta(seconds=1)
 
 
 def test_a_handler_that_fails_is_tried_again_when_time_passes(engine: sa.Engine) -> None:

@@ -14,7 +14,13 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from logto_webhooks import LogtoWebhooks, events, testing
-from logto_webhooks.errors import HandlerUnknown, InvalidHandler, SchemaMismatch, SettingInvalid
+from logto_webhooks.errors import (
+    HandlerUnknown,
+    InvalidHandler,
+    InvalidMapping,
+    SchemaMismatch,
+    SettingInvalid,
+)
 from logto_webhooks.testing import make
 from tests.support import postgres
 
@@ -37,6 +43,31 @@ def logto(engine: sa.Engine) -> LogtoWebhooks:
     def ours(session: Session) -> None: ...
 
     return logto
+
+
+def test_a_mapping_with_which_the_application_would_not_start(logto: LogtoWebhooks) -> None:
+    """Its members refer to users that aren't mapped."""
+    metadata = sa.MetaData()
+    key = sa.Column("id", sa.Integer, primary_key=True)
+    sa.Table("people", metadata, key)
+    members = sa.Table(
+        "members",
+        metadata,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("team", sa.String),
+        sa.Column("person", sa.ForeignKey("people.id")),
+    )
+    logto.map_members(members, organization="team", user="person")
+    with pytest.raises(InvalidMapping, match="person refers to people, which isn't mapped") as here:
+        testing.app(logto)
+    with pytest.raises(InvalidMapping) as there:
+        asyncio.run(start(logto))
+    assert str(here.value) == str(there.value)
+
+
+async def start(logto: LogtoWebhooks) -> None:
+    async with logto.lifespan():
+        pass
 
 
 @pytest.mark.parametrize(

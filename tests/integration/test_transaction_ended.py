@@ -143,6 +143,8 @@ def test_a_session_commits_to_a_savepoint(kind: str, tmp_path: Path) -> None:
         session.commit()
         session.execute(WRITE)
         session.rollback()
+        with suppress(sa.exc.DBAPIError), session.begin():
+            session.execute(sa.text("INSERT INTO logto_nowhere VALUES (1)"))
         fail()
 
     async def awaited(event: events.UserCreated, session: OwnAsyncSession) -> None:
@@ -150,12 +152,73 @@ def test_a_session_commits_to_a_savepoint(kind: str, tmp_path: Path) -> None:
         await session.commit()
         await session.execute(WRITE)
         await session.rollback()
+        with suppress(sa.exc.DBAPIError):
+            async with session.begin():
+                await session.execute(sa.text("INSERT INTO logto_nowhere VALUES (1)"))
         fail()
 
     function: Any = awaited if kind in AWAITED else plain
     logto.on("User.Created", waits=[0.01], max_attempts=3)(function)
     _, count = run(logto, looking, "done")
     assert count == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("how", ["close", "with", "close after commit"])
+def test_a_session_that_is_closed_is_a_failure(how: str, kind: str, tmp_path: Path) -> None:
+    """SQLAlchemy rolls back what it wrote, and says nothing."""
+    logto, looking = opened(kind, tmp_path)
+
+    def plain(event: events.UserCreated, session: OwnSession) -> None:
+        if how == "close after commit":
+            with session.begin_nested():
+                session.execute(WRITE)
+            session.commit()
+        session.execute(WRITE)
+        if how == "with":
+            with session:
+                pass
+        session.close()
+
+    async def awaited(event: events.UserCreated, session: OwnAsyncSession) -> None:
+        if how == "close after commit":
+            async with session.begin_nested():
+                await session.execute(WRITE)
+            await session.commit()
+        await session.execute(WRITE)
+        if how == "with":
+            async with session:
+                pass
+        await session.close()
+
+    function: Any = awaited if kind in AWAITED else plain
+    logto.on("User.Created", waits=[0.01], max_attempts=2)(function)
+    error, count = run(logto, looking, "dead")
+    assert "TransactionEnded" in error
+    assert "closed its session" in error
+    assert count == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_inside_a_session_of_its_own_is_the_error(kind: str, tmp_path: Path) -> None:
+    """A handler that raises has no writes that could be lost."""
+    logto, looking = opened(kind, tmp_path)
+
+    def plain(event: events.UserCreated, session: OwnSession) -> None:
+        with session:
+            session.execute(WRITE)
+            raise ValueError("no such thing")
+
+    async def awaited(event: events.UserCreated, session: OwnAsyncSession) -> None:
+        async with session:
+            await session.execute(WRITE)
+            raise ValueError("no such thing")
+
+    function: Any = awaited if kind in AWAITED else plain
+    logto.on("User.Created", waits=[0.01], max_attempts=2)(function)
+    error, count = run(logto, looking, "dead")
+    assert "no such thing" in error
+    assert count == 0
 
 
 @pytest.mark.postgres
@@ -212,3 +275,29 @@ def test_an_asynchronous_connection_commits_nothing(tmp_path: Path) -> None:
 def test_which_statements_end_a_transaction(statement: str, does: bool) -> None:
     """They are refused before they are sent."""
     assert ends_transaction(statement) is does
+
+
+@pytest.mark.parametrize("clause", ["ON CONFLICT ROLLBACK", "nested"])
+def test_a_transaction_that_sqlite_ended_takes_no_more_statements(
+    clause: str, tmp_path: Path
+) -> None:
+    """They would be committed one by one, each time the job is tried."""
+    logto, looking = opened("sqlite", tmp_path)
+    with looking.begin() as connection:
+        table = "CREATE TABLE tags (name TEXT UNIQUE ON CONFLICT ROLLBACK)"
+        connection.execute(sa.text(table))
+        connection.execute(sa.text("INSERT INTO tags VALUES ('new')"))
+
+    @logto.on(events.UserCreated, waits=[0.01], max_attempts=2)
+    def tag(event: events.UserCreated, session: Session) -> None:
+        with suppress(sa.exc.DBAPIError):
+            if clause == "nested":
+                with session.begin_nested():
+                    session.execute(sa.text("INSERT INTO tags VALUES ('new')"))
+            else:
+                session.execute(sa.text("INSERT INTO tags VALUES ('new')"))
+        session.execute(WRITE)
+
+    error, count = run(logto, looking, "dead")
+    assert count == 0
+    assert "constraint or trigger with ROLLBACK" in error

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import httpx2
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -80,8 +81,13 @@ async def asking(
 
 
 @asynccontextmanager
-async def proxy_of(logto: FakeLogto, ahead_ms: Callable[[], int]) -> AsyncIterator[str]:
-    """A proxy that tells the Date by a clock of its own; gives its address."""
+async def proxy_of(
+    logto: FakeLogto,
+    ahead_ms: Callable[[], int] = lambda: 0,
+    alter: Callable[[str, Any], Any] = lambda path, content: content,
+) -> AsyncIterator[str]:
+    """A proxy that tells the Date by a clock of its own, and alters what it answers; gives its
+    address."""
 
     async def forward(scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -95,7 +101,10 @@ async def proxy_of(logto: FakeLogto, ahead_ms: Callable[[], int]) -> AsyncIterat
         kept = {name: answer.headers[name] for name in _FORWARDED if name in answer.headers}
         date = time.time() + ahead_ms() / 1000
         kept["date"] = formatdate(date, usegmt=True)
-        await Response(answer.content, answer.status_code, kept)(scope, receive, send)
+        content = answer.content
+        if "json" in kept.get("content-type", ""):
+            content = msgspec.json.encode(alter(scope["path"], answer.json()))
+        await Response(content, answer.status_code, kept)(scope, receive, send)
 
     async with httpx2.AsyncClient() as http, serve(forward, 0) as address:
         yield address

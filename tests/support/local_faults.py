@@ -136,6 +136,12 @@ async def tables_of_a_newer_release(clinic: Clinic) -> list[Finding]:
     return await clinic.ask()
 
 
+@finds("schema_unknown")
+async def tables_of_no_release(clinic: Clinic) -> list[Finding]:
+    theirs = "UPDATE logto_schema_version SET version_num = 'abc'"
+    return await clinic.ask(**await clinic.another(theirs))
+
+
 @finds("not_durable")
 async def a_server_that_commits_without_the_disk(clinic: Clinic) -> list[Finding]:
     return await _on_postgres(clinic, "-c synchronous_commit=off")

@@ -173,6 +173,11 @@ async def a_host_without_an_address(clinic: Clinic) -> list[Finding]:
     return await _leading_to(clinic, nullcontext(f"http://{host}/"))
 
 
+@finds("address_invalid")
+async def a_port_that_is_too_large(clinic: Clinic) -> list[Finding]:
+    return await _leading_to(clinic, nullcontext("http://127.0.0.1:99999/"))
+
+
 @finds("address_unreachable")
 async def a_server_that_hangs_up(clinic: Clinic) -> list[Finding]:
     return await _leading_to(clinic, breaking())

@@ -73,7 +73,14 @@ class Application:
             self.metadata.create_all(connection)
 
     async def map(self, **changes: Any) -> HandlerRunner:
-        """Map the three tables; `changes` are those to the mapping of users."""
+        """Map the three tables, and register that; `changes` are those to the mapping of users."""
+        self.mappings = self.declare(**changes)
+        self.host.project = self.mappings.write
+        await self.host.run(lambda store: store.mappings.register(self.mappings.registered))
+        return self.host
+
+    def declare(self, **changes: Any) -> Mappings:
+        """Declare the mappings of the three tables."""
         mappings = Mappings()
         own = self.users.c
         users: dict[str, Any] = {
@@ -104,10 +111,7 @@ class Application:
                 columns={"role": lambda m: "admin" if "admin" in m.roles else "member"},
             )
         )
-        self.mappings = mappings
-        self.host.project = mappings.write
-        await self.host.run(lambda store: store.mappings.register(mappings.registered))
-        return self.host
+        return mappings
 
     async def apply_all(self) -> None:
         """Apply the mappings to all records."""

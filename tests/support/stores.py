@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
+import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
@@ -65,22 +66,23 @@ def open_host(kind: StoreKind, folder: Path) -> HandlerRunner:
 
 
 def _sqlite_host(folder: Path) -> HandlerRunner:
-    """The file is copied from one that was migrated once."""
-    template = folder / "template.db"
-    if not template.exists():
-        _make(template)
     for old in folder.glob("copy.db*"):
         old.unlink()
-    shutil.copy(template, folder / "copy.db")
+    (folder / "copy.db").write_bytes(_make_migrated())
     return open_database(f"sqlite:///{folder / 'copy.db'}").host
 
 
-def _make(file: Path) -> None:
-    sqlite.create_file(file)
-    engine = sqlite.make_sqlite_engine(file)
-    with engine.begin() as connection:
-        migrate.upgrade(connection)
-    engine.dispose()
+@functools.cache
+def _make_migrated() -> bytes:
+    """Make the file once: migrating takes longer than most tests."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "template.db"
+        sqlite.create_file(file)
+        engine = sqlite.make_sqlite_engine(file)
+        with engine.begin() as connection:
+            migrate.upgrade(connection)
+        engine.dispose()
+        return file.read_bytes()
 
 
 def delivery(body: bytes, received_at: int = RECEIVED_AT) -> NewDelivery:
@@ -217,6 +219,10 @@ class WrappedRunner:
     async def run_large(self, work: Callable[[Store], T]) -> T:
         """Run."""
         return await self.run(work)
+
+    async def run_slow(self, work: Callable[[Store], T], statement_s: float) -> T:
+        """Run."""
+        return await self._host.run_slow(work, statement_s)
 
     async def accept(self, work: Callable[[Store], T], limit_s: float) -> T:
         """Run."""

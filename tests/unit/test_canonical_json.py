@@ -234,3 +234,22 @@ def test_true_is_not_1(one: str, other: str, is_equal: bool) -> None:
     first, second = canonical_json.decode(one), canonical_json.decode(other)
     assert canonical_json.is_equal(first, second) is is_equal
     assert canonical_json.is_equal(second, first) is is_equal
+
+
+@pytest.mark.parametrize(
+    ("text", "number", "is_equal"),
+    [
+        ("1e300", 10**300, True),
+        ("-1e21", -(10**21), True),
+        ("1e300", 10**300 + 10**200, True),
+        ("1e300", 10**299, False),
+        ("0.5", 0, False),
+        ("1e21", True, False),
+    ],
+)
+def test_a_float_that_a_database_returns_as_an_integer(
+    text: str, number: int, is_equal: bool
+) -> None:
+    """PostgreSQL keeps numbers with all digits."""
+    assert canonical_json.is_equal([canonical_json.decode(text)], [number]) is is_equal
+    assert canonical_json.is_equal([number], [canonical_json.decode(text)]) is is_equal

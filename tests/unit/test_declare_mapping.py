@@ -114,6 +114,49 @@ def refused(**options: Any) -> str:
     return str(error.value)
 
 
+def test_nothing_else_writes_the_document_of_the_key() -> None:
+    """It would erase Logto's ID, and the next change would make a second row."""
+    key = User.profile["logtoUserId"]
+    for name in ("columns", "fill"):
+        problem = refused(key=key, **{name: {User.profile: "custom_data"}})
+        assert "profile holds Logto's ID, so profile can't be in columns, fill or when_" in problem
+    problem = refused(when_deleted={User.logto_id: None})
+    assert "when_deleted can't set logto_id, which holds Logto's ID: use \"unlink\"" in problem
+    problem = refused(key=key, when_deleted={User.profile: {}})
+    assert "profile holds Logto's ID, so profile can't be in columns, fill or when_" in problem
+    problem = refused(key=key, create_defaults={User.profile: []})
+    assert "profile holds Logto's ID, so its default must be an object" in problem
+    declare(key=key, create_defaults={User.profile: {"theme": "dark"}})
+
+
+def test_a_path_with_an_empty_part_is_refused() -> None:
+    """Nothing would ever be found there."""
+    for source in ("profile.", "custom_data..plan"):
+        assert f"can't be filled by {source!r}" in refused(columns={User.email: source})
+    assert "an empty part" in refused(key=User.profile[""])
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("email", {"a": 1}), ("email", ["a"]), ("logins", []), ("seen_at", 1), ("seen_at", 0.5)],
+)
+def test_a_constant_that_a_column_cannot_hold_is_refused(column: str, value: Any) -> None:
+    """When it is registered, not when each row is written."""
+    kind = type(value).__name__
+    for option in ("create_defaults", "when_deleted"):
+        problem = refused(**{option: {column: value}})
+        assert f"{option} sets {column} to a value of type {kind}, which" in problem
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("email", 1), ("logins", "1"), ("seen_at", "2030-01-01"), ("logins", 0.0)]
+)
+def test_a_constant_that_some_driver_converts_is_accepted(column: str, value: Any) -> None:
+    """Where the driver doesn't, each row is a conflict that names the column."""
+    for option in ("create_defaults", "when_deleted"):
+        declare(**{option: {column: value}})
+
+
 @pytest.mark.parametrize("name", ["columns", "fill", "where", "link"])
 @pytest.mark.parametrize(
     ("function", "problem"),

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 
 import msgspec
 import pytest
@@ -180,6 +181,31 @@ def test_nobody_waits_for_a_log_that_is_not_read() -> None:
     log.warning("nobody is there")  # which harms nothing
     handler.close()
     os.close(writing)
+
+
+def test_who_logs_needs_no_free_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line is written once a thread can be started again."""
+    reading, writing = os.pipe()
+    handler = QueuedHandler(writing)
+    handler.setFormatter(TextFormatter())
+    log = logging.Logger("x")
+    log.addHandler(handler)
+    log.addFilter(SumsFilter(Sums()))
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as without_threads:
+        without_threads.setattr(threading.Thread, "start", refuse)
+        for number in range(LINES + 5):
+            log.warning("line %s", number)
+    log.error("the last")
+    handler.close()
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        text = pipe.read()
+    assert len(re.findall(rb"line \d+", text)) == LINES
+    assert b"the last" in text
 
 
 AT_THE_END = """

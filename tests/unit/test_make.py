@@ -87,7 +87,7 @@ def test_a_first_sign_in_is_of_who_is_new_by_it() -> None:
         (make.first_sign_in, {"id": 5}, "id can't be used: it must be a text, not 5."),
         (make.user_created, {"at": "now"}, "at can't be used: it must be milliseconds since 1970"),
         (make.console_test, {"at": "now"}, "at can't be used: it must be milliseconds since 1970"),
-        (make.user_created, {"key": 5}, "key can't be used: it must be a text, not 5."),
+        (make.user_created, {"key": 5}, "key can't be used: it must be a text, not of type int."),
     ],
 )
 def test_what_logto_never_sends_is_refused(make_it: Any, fields: dict[str, Any], says: str) -> None:
@@ -95,6 +95,14 @@ def test_what_logto_never_sends_is_refused(make_it: Any, fields: dict[str, Any],
     with pytest.raises(SettingInvalid) as raised:
         make_it(**fields)
     assert says in str(raised.value)
+
+
+def test_a_key_that_is_no_text_is_not_told() -> None:
+    """It is a secret, such as one read from a file as bytes."""
+    with pytest.raises(SettingInvalid) as raised:
+        make.user_created(**{"key": b"the-secret-key"})  # type: ignore[arg-type]
+    assert "must be a text, not of type bytes" in str(raised.value)
+    assert "the-secret-key" not in f"{raised.value} {raised.value!r}"
 
 
 def test_what_logto_may_send_goes_where_it_belongs() -> None:

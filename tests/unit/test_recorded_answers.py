@@ -11,7 +11,7 @@ import pytest
 from logto_webhooks.deliveries import identify
 from logto_webhooks.logto import delivery_log
 from logto_webhooks.logto.api_responses import PAGE, pairs_of_organization, pairs_of_user
-from logto_webhooks.logto.webhooks import leads_here
+from logto_webhooks.logto.webhooks import leads_here, parse_webhook
 from logto_webhooks.records.record import membership
 from logto_webhooks.signing_keys import trust
 from tests.support import recorded
@@ -89,8 +89,9 @@ def test_both_lists_of_memberships_tell_the_roles(name: str) -> None:
 
 def test_a_webhook_shows_its_key() -> None:
     """By which it is known to point here."""
-    [webhook] = [load("hook").content]
-    assert leads_here(webhook, set(), {webhook["signingKey"]}, None)
+    webhook = parse_webhook(load("hook").content)
+    assert webhook
+    assert leads_here(webhook, set(), {webhook.signing_key}, None)
     assert not leads_here(webhook, set(), {"another"}, "http://127.0.0.1:1/")
 
 

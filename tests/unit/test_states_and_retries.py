@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from logto_webhooks.deliveries import DeliveryState
-from logto_webhooks.errors import JobLost, MalformedEvent, RetryLater, TimedOut
+from logto_webhooks.errors import JobLost, MalformedEvent, NoAnswer, RetryLater, TimedOut
 from logto_webhooks.retries import MAX_TIME_OUTS, Dead, Retry, after_failure, after_job_failure
 from tests.pages.states import DELIVERY_MOVES, DeliveryMove
 
@@ -76,6 +76,16 @@ def test_a_time_out_is_tried_again_soon_and_for_long() -> None:
     assert after_failure(locked, 1, 0, jitter=0) == Retry(1)
     assert after_failure(locked, 100, 0, jitter=0) == Retry(15)
     assert after_failure(locked, MAX_TIME_OUTS, 0, jitter=0) == Dead()
+
+
+def test_a_delivery_without_an_answer_is_tried_ever_more_rarely() -> None:
+    """Each try may hold up others for seconds; but it isn't dead after the usual attempts."""
+    silent = NoAnswer(problem="no answer within 10 s")
+    assert [after_failure(silent, attempt, 0, jitter=0) for attempt in (1, 2, 20)] == [
+        Retry(1),
+        Retry(3),
+        Retry(900),
+    ]
 
 
 def test_time_outs_and_failures_have_limits_of_their_own() -> None:

@@ -89,10 +89,13 @@ def test_one_is_named_by_id_name_or_url() -> None:
 
 
 def test_ours_has_our_key_or_url() -> None:
-    """If none has, the only one is meant."""
+    """If none has, only what is harmless takes the only one."""
     assert find_our_webhook([A, B], ["key-b"], None) == B
     assert find_our_webhook([A, B], ["other"], "https://a.example/x/") == A
-    assert find_our_webhook([A], ["other"], None) == A
+    assert find_our_webhook([A], ["other"], None, or_only=True) == A
+    # Rotating the key of another application's webhook would lose its deliveries.
+    with pytest.raises(WebhookUnknown, match="the signing key or URL in the settings"):
+        find_our_webhook([A], ["other"], None)
     for webhooks, keys, says in (
         ([A, B], ["other"], "no webhook has the signing key or URL in the settings. Use an ID"),
         ([A, B, C], ["key-a", "key-b"], "several webhooks have the signing key or URL"),

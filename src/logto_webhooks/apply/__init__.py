@@ -13,8 +13,6 @@ from typing import Final
 from msgspec.structs import replace
 
 from logto_webhooks.apply.batch import (
-    FIRST_WEIGHT,
-    BatchSizer,
     InvalidDelivery,
     Work,
     apply_batch,
@@ -23,12 +21,13 @@ from logto_webhooks.apply.batch import (
     parse_delivery,
 )
 from logto_webhooks.apply.membership_steps import MembershipAnnouncer, MembershipEnder
+from logto_webhooks.batch_sizes import FIRST_WEIGHT, BatchSizer
 from logto_webhooks.clock import Clock
-from logto_webhooks.database.deliveries import is_slow
+from logto_webhooks.database.deliveries import may_be_alone
 from logto_webhooks.database.runner import TransactionRunner
-from logto_webhooks.database.store import LOCK_S, LONGEST_S, STATEMENT_S, Store
+from logto_webhooks.database.store import LOCK_S, STATEMENT_S, WORKER_S, Store
 from logto_webhooks.deliveries import LARGE, ClaimedDelivery, DeliveryOutcome, DeliveryState
-from logto_webhooks.errors import ClaimLost, StoreUnavailable, TimedOut, describe
+from logto_webhooks.errors import ClaimLost, NoAnswer, StoreUnavailable, TimedOut, describe
 from logto_webhooks.event_loop import Offloader, wait_for_event
 from logto_webhooks.handlers.enqueue import PlannedDelivery, own_jobs
 from logto_webhooks.instrumentation import (
@@ -43,7 +42,7 @@ from logto_webhooks.instrumentation import (
 from logto_webhooks.jobs import NewJob
 from logto_webhooks.records.changes import LAG_MS
 from logto_webhooks.records.record import Key, Tombstone
-from logto_webhooks.retries import MAX_ATTEMPTS, Retry, after_failure
+from logto_webhooks.retries import LONGEST_WAIT_S, MAX_ATTEMPTS, Retry, after_failure
 
 MAX_ROWS: Final = 512
 MAX_BYTES: Final = 2 * 2**20
@@ -51,10 +50,12 @@ MAX_PIECE: Final = 1_000  # changes per transaction of a delivery that is too la
 LEASE_S: Final = 10.0
 POLL_S: Final = 1.0
 LONGEST_STALL_S: Final = 5.0
+STALLS_WITH_ROWS: Final = 3
 SEARCH_LOCK_S: Final = 0.2  # how long a batch waits for locks while a locked record is searched
 SEARCH_S: Final = 3.0  # how long that search may take, because other deliveries wait
 RELEASED_S: Final = 1.0  # until deliveries that weren't searched are claimed again
 SUSPECT_S: Final = 60.0  # how long deliveries that touch a locked record are applied separately
+LONGEST_SUSPECT_S: Final = 2 * LONGEST_WAIT_S  # the same for what got no answer
 CLOCK_S: Final = 2.0  # how often the database's clock is checked
 SLACK_MS: Final = 1_000  # differences between servers' clocks, or small corrections, are ignored
 NOTE_MS: Final = 60_000
@@ -73,7 +74,7 @@ class DeliveryWorker:
         lag_ms: int = LAG_MS,
         max_attempts: int = MAX_ATTEMPTS,
         replay_window_ms: int = 0,
-        budget_s: float = LONGEST_S,
+        budget_s: float = WORKER_S,
         may_work: Callable[[], bool] = lambda: True,
         offloader: Offloader | None = None,
     ) -> None:
@@ -122,6 +123,9 @@ class DeliveryWorker:
             self._wake.clear()
             if not await self._step_or_wait():
                 await wait_for_event(self._wake, POLL_S)
+        if self._unapplied:
+            with contextlib.suppress(ClaimLost, StoreUnavailable):  # others wait for the lease
+                await self._release([work.claimed for work in self._unapplied])
 
     async def drain(self) -> None:
         """Work until nothing is pending, including deliveries that wait for a retry."""
@@ -165,7 +169,8 @@ class DeliveryWorker:
         if not self._unapplied:
             self._token = uuid.uuid4().hex
             claimed = await self._host.run(self._claim)
-            self._claims_quick = any(is_slow(delivery) for delivery in claimed)
+            was_alone = len(claimed) == 1 and may_be_alone(claimed[0])
+            self._claims_quick = was_alone and not self._claims_quick
             self._claimed_at = time.monotonic()
             with contextlib.suppress(ClaimLost):
                 self._unapplied = await self._parse(claimed)
@@ -264,6 +269,12 @@ class DeliveryWorker:
             self._sizer.halve()
             await self._find_locked(batch, error)
             return
+        except NoAnswer as error:  # it may be the fault of one delivery, which takes too long
+            self._sizer.shrink()
+            if len(batch) > 1:
+                raise
+            await self._retry_separately(batch[0], error)  # or raise, if nobody gets an answer
+            return
         except StoreUnavailable:
             self._sizer.halve()
             raise
@@ -298,10 +309,18 @@ class DeliveryWorker:
 
     def _sync_piece(self, piece: PlannedDelivery, lock_s: float, store: Store) -> str:
         self._renew(store, piece, lock_s)
+        self._owe_rows_if_stalled(store)
         started = time.perf_counter()
         [outcome], _ = apply_batch(store, [piece], own_jobs=False)
+        store.project_changes()  # which is part of the time that it takes
         self._sizer.adjust(piece.weight, time.perf_counter() - started)
         return outcome.result or "nothing"
+
+    def _owe_rows_if_stalled(self, store: Store) -> None:
+        """Leave out the application's rows if transactions fail again and again: writing one of
+        them may be what ends the session, or the server."""
+        if self._stalls >= STALLS_WITH_ROWS:
+            store.owe_rows()
 
     def _add_jobs(
         self, planned: PlannedDelivery, jobs: Sequence[NewJob], lock_s: float, store: Store
@@ -330,9 +349,10 @@ class DeliveryWorker:
             not_locked = [delivery for delivery in half if delivery not in locked]
             await self._apply_planned(not_locked, SEARCH_LOCK_S)
 
-    async def _retry_separately(self, planned: PlannedDelivery, error: TimedOut) -> None:
+    async def _retry_separately(self, planned: PlannedDelivery, error: TimedOut | NoAnswer) -> None:
         """Retry a delivery later, and separately from others."""
-        until = time.monotonic() + SUSPECT_S
+        is_locked = isinstance(error, TimedOut)
+        until = time.monotonic() + (SUSPECT_S if is_locked else LONGEST_SUSPECT_S)
         self._suspects |= dict.fromkeys(_list_touched_records(planned), until)
         if planned.claimed.subject is not None:
             self._locked.add(planned.claimed.subject)
@@ -350,6 +370,7 @@ class DeliveryWorker:
                 state=DeliveryState.PENDING,
                 error=describe(error) if error else None,
                 retry_after_s=RELEASED_S if error else 0,
+                released=True,
             )
             for delivery in claimed
         ]
@@ -370,9 +391,11 @@ class DeliveryWorker:
     ) -> list[TelemetryEvent]:
         if lock_s != LOCK_S:  # the default of each transaction
             store.limit_waits(lock_s, STATEMENT_S)
+        self._owe_rows_if_stalled(store)
         started = time.perf_counter()
         outcomes, since = apply_batch(store, batch)
         store.finish(self._token, outcomes)
+        store.project_changes()  # which is part of the time that it takes
         weight = sum(delivery.weight for delivery in batch)
         self._sizer.adjust(weight, time.perf_counter() - started)
         if any(isinstance(change, Tombstone) for delivery in batch for change in delivery.changes):
@@ -411,7 +434,7 @@ class DeliveryWorker:
             state=DeliveryState.DEAD if wait is None else DeliveryState.PENDING,
             error=describe(error),
             retry_after_s=wait or 0,
-            failed=not isinstance(error, TimedOut),
+            failed=not isinstance(error, TimedOut | NoAnswer),
         )
         store.finish(self._token, [outcome])
         return DeliveryFailed(
@@ -462,5 +485,7 @@ class ClockWatch:
                 self._observe(ClockSetBack(back_ms / 1000))
             elif clock.due_too_late or clock.now - clock.noted >= NOTE_MS:
                 await self._host.run(lambda store: store.set_clock_back(0, clock.moved))
-        except TimedOut:  # something is locked: the next read finds it again
+        except StoreUnavailable as error:  # the next read finds it again
             self._seen = expected
+            if not isinstance(error, TimedOut):  # or something is locked
+                raise

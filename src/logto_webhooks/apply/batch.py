@@ -13,7 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from logto_webhooks.database.store import Store
-from logto_webhooks.deliveries import ClaimedDelivery, DeliveryOutcome, DeliveryState, count_fitting
+from logto_webhooks.deliveries import ClaimedDelivery, DeliveryOutcome, DeliveryState
 from logto_webhooks.events import TestPayload, UnknownEvent
 from logto_webhooks.events.local import Source
 from logto_webhooks.handlers.enqueue import (
@@ -42,8 +42,6 @@ from logto_webhooks.signing_keys import trust
 
 Records = dict[Key, Record]
 Ends = dict[Key, tuple[Record, Record]]  # users and organizations, before and after
-MAX_WEIGHT: Final = 5_000
-FIRST_WEIGHT: Final = 32
 FEW: Final = 500  # memberships that can end in the transaction of the deletion
 
 
@@ -268,27 +266,3 @@ def end_memberships(records: Records) -> None:
                 continue
             records[key] = merge(records[key], Tombstone(key, ended_at))
             records[end] = merge(records[end], Named(end, records[key].told_stamp))
-
-
-class BatchSizer:
-    """Decides how many changes fit into a transaction of a limited time."""
-
-    def __init__(self, budget_s: float, most: int = MAX_WEIGHT, least: int = 1) -> None:
-        """`least` changes always fit, because even an empty transaction takes some time."""
-        self._budget_s = budget_s
-        self._most = most
-        self._least = least
-        self.weight = min(max(FIRST_WEIGHT, least), most)
-
-    def cut(self, held: Sequence[Work]) -> Sequence[Work]:
-        """Return the first deliveries that fit, at least one."""
-        return held[: count_fitting((work.weight for work in held), self.weight)]
-
-    def adjust(self, weight: int, seconds: float) -> None:
-        """Adjust to the time that a batch took. At most double the weight."""
-        fitting = int(weight * self._budget_s / max(seconds, 1e-6))
-        self.weight = max(self._least, min(fitting, self.weight * 2, self._most))
-
-    def halve(self) -> None:
-        """Halve the next batch after a failure."""
-        self.weight = max(1, self.weight // 2)

@@ -6,17 +6,17 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
 from msgspec.structs import replace
 
 from logto_webhooks.apply import batch
-from logto_webhooks.apply.batch import BatchSizer
+from logto_webhooks.batch_sizes import BatchSizer
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.store import STATEMENT_S, Store
-from logto_webhooks.errors import RowRejected, TimedOut, describe
+from logto_webhooks.errors import WORTH_DIVIDING, NoAnswer, describe
 from logto_webhooks.handlers.enqueue import (
     WrittenRecords,
     enqueue_for_announced,
@@ -28,10 +28,11 @@ from logto_webhooks.records.merge import merge
 from logto_webhooks.records.record import NEVER, Arrival, Ending, Key, Named
 
 LISTED: Final = 50_000  # memberships per lookup
-LEAST: Final = 600  # memberships per step: tens of ms on SQLite
+FEW: Final = 600  # memberships of a user or an organization that shares a step with others
 MOST: Final = 5_000
 MOST_ENDS: Final = 100  # users and organizations per step
-LONGEST_S: Final = 0.3  # for a step, because deliveries are applied between steps
+LONGEST_STEP_S: Final = 0.3  # for a step, because deliveries are applied between steps
+SHORTEST_S: Final = 0.05  # because each step takes some time, however small it is
 LOOK_S: Final = 1.0
 LOCKED_S: Final = 5.0  # until a locked record is tried again
 LOCK_S: Final = 0.2
@@ -64,8 +65,9 @@ class MembershipEnder:
 
     def __init__(self, host: TransactionRunner, observe: Observer, budget_s: float) -> None:
         self._host = host
-        self._ends = BatchSizer(min(budget_s, LONGEST_S), MOST_ENDS)  # with few memberships
-        self._sizer = BatchSizer(min(budget_s, LONGEST_S), MOST, LEAST)
+        step_s = max(SHORTEST_S, min(budget_s, LONGEST_STEP_S))
+        self._ends = BatchSizer(step_s, MOST_ENDS)  # with few memberships
+        self._sizer = BatchSizer(step_s, MOST)  # of memberships
         self._ending: Ending | None = None  # of one with many memberships
         self._left: list[Key] = []
         self._took_few = False
@@ -93,22 +95,12 @@ class MembershipEnder:
             self._look_at = time.monotonic() + LOOK_S
             return 0
         keys = [ending.key for ending in endings]
-        few = await self._host.read(partial(Store.with_few_memberships, ends=keys, most=LEAST))
+        few = await self._host.read(partial(Store.with_few_memberships, ends=keys, most=FEW))
         self._took_few = _is_turn_of_few(few, keys[0], self._took_few)
-        return await (self._end_all_of(few) if self._took_few else self._begin(endings[0]))
-
-    async def _end_all_of(self, ends: Sequence[Key]) -> int:
-        """End all memberships of some users and organizations."""
-        started = time.perf_counter()
-        try:
-            await self._host.run(partial(_end_all_of, ends=ends))
-        except (RowRejected, TimedOut) as error:
-            self._ends.halve()
-            if len(ends) == 1:
-                self._put_off.add(ends[0], error)
-        else:
-            self._ends.adjust(len(ends), time.perf_counter() - started)
-        return len(ends)
+        if self._took_few:
+            work = partial(_end_all_of, ends=few)
+            return await _work_together(self._host, work, few, self._ends, self._put_off)
+        return await self._begin(endings[0])
 
     async def _begin(self, ending: Ending) -> int:
         """List memberships to end, and end some. If there are none, finish."""
@@ -119,7 +111,7 @@ class MembershipEnder:
                 newest = await self._find_newest(ending.key)
                 await self._host.run(partial(_finish, ending=ending, newest=newest))
                 return 1
-        except (RowRejected, TimedOut) as error:
+        except WORTH_DIVIDING as error:
             self._put_off.add(ending.key, error)
             return 1
         # Then a step changes few rows of each page: on PostgreSQL, their new versions find room
@@ -142,8 +134,10 @@ class MembershipEnder:
         self._holds_end = False
         try:
             await self._host.run(lambda store: self._end(store, ending, pairs))
-        except (RowRejected, TimedOut) as error:
-            if not self._holds_end:  # the deleted record itself is locked
+        except WORTH_DIVIDING as error:
+            if isinstance(error, NoAnswer) and len(pairs) > 1:
+                self._sizer.shrink()
+            elif not self._holds_end:  # the deleted record itself is locked
                 self._put_off.add(ending.key, error)
                 self._ending, self._left = None, []
             elif len(pairs) == 1:  # it is locked, and is listed again later
@@ -165,6 +159,7 @@ class MembershipEnder:
         if named is not end:  # a newer membership is evidence that the record exists
             store.save([named])
         enqueue_for_ended(store, present, [ending])
+        store.project_changes()  # which is part of the time that it takes
         self._sizer.adjust(len(pairs), time.perf_counter() - started)
 
 
@@ -173,7 +168,9 @@ class MembershipAnnouncer:
 
     def __init__(self, host: TransactionRunner, observe: Observer, budget_s: float) -> None:
         self._host = host
-        self._ends = BatchSizer(min(budget_s, LONGEST_S), MOST_ENDS)  # with few memberships
+        step_s = max(SHORTEST_S, min(budget_s, LONGEST_STEP_S))
+        self._ends = BatchSizer(step_s, MOST_ENDS)  # with few memberships
+        self._sizer = BatchSizer(step_s, MOST)  # of memberships
         self._arrival: Arrival | None = None  # of one with many memberships
         self._after = ""
         self._took_few = False
@@ -194,38 +191,34 @@ class MembershipAnnouncer:
         random.shuffle(arrivals)  # other workers may announce, too
         arrivals = arrivals[: self._ends.weight]
         keys = [arrival.key for arrival in arrivals]
-        few = await self._host.read(partial(Store.with_few_memberships, ends=keys, most=LEAST))
+        few = await self._host.read(partial(Store.with_few_memberships, ends=keys, most=FEW))
         self._took_few = _is_turn_of_few(few, keys[0], self._took_few)
         if self._took_few:
-            return await self._announce_all_of([one for one in arrivals if one.key in few])
+            work = partial(_announce_all_of, arrivals=[one for one in arrivals if one.key in few])
+            return await _work_together(self._host, work, few, self._ends, self._put_off)
         self._arrival, self._after = arrivals[0], ""
         return await self._announce_some(self._arrival)
 
-    async def _announce_all_of(self, arrivals: Sequence[Arrival]) -> int:
-        started = time.perf_counter()
-        try:
-            await self._host.run(partial(_announce_all_of, arrivals=arrivals))
-        except (RowRejected, TimedOut) as error:
-            self._ends.halve()
-            if len(arrivals) == 1:
-                self._put_off.add(arrivals[0].key, error)
-        else:
-            self._ends.adjust(len(arrivals), time.perf_counter() - started)
-        return len(arrivals)
-
     async def _announce_some(self, arrival: Arrival) -> int:
+        pairs: Sequence[Key] = ()
         try:
-            find = partial(Store.unannounced, end=arrival.key, after=self._after, limit=LEAST)
+            limit = self._sizer.weight
+            find = partial(Store.unannounced, end=arrival.key, after=self._after, limit=limit)
             pairs = await self._host.read(find)
             if pairs:
+                started = time.perf_counter()
                 await self._host.run(partial(_announce, pairs=pairs, arrivals=[arrival]))
+                self._sizer.adjust(len(pairs), time.perf_counter() - started)
                 self._after = pairs[-1].id
             else:
                 await self._host.run(partial(Store.finish_arrivals, arrivals=[arrival]))
                 self._arrival = None
-        except (RowRejected, TimedOut) as error:  # something is locked: begin again later
-            self._put_off.add(arrival.key, error)
-            self._arrival = None
+        except WORTH_DIVIDING as error:
+            if isinstance(error, NoAnswer) and len(pairs) > 1:
+                self._sizer.shrink()
+            else:  # something is locked: begin again later
+                self._put_off.add(arrival.key, error)
+                self._arrival = None
         return 1
 
 
@@ -233,6 +226,27 @@ def _is_turn_of_few(few: Sequence[Key], first: Key, took_few: bool) -> bool:
     """Whether to take those with few memberships now: in turn with the first one if that has many,
     so that it doesn't wait as long as others come."""
     return bool(few) and (first in few or not took_few)
+
+
+async def _work_together(
+    host: TransactionRunner,
+    work: Callable[[Store], None],
+    ends: Sequence[Key],
+    sizer: BatchSizer,
+    put_off: _PutOff,
+) -> int:
+    """End or announce all memberships of some users and organizations in one transaction. Return
+    how many were tried."""
+    started = time.perf_counter()
+    try:
+        await host.run(work)
+    except WORTH_DIVIDING as error:
+        sizer.shrink() if isinstance(error, NoAnswer) else sizer.halve()
+        if len(ends) == 1:
+            put_off.add(ends[0], error)
+    else:
+        sizer.adjust(len(ends), time.perf_counter() - started)
+    return len(ends)
 
 
 def _end_all_of(store: Store, ends: Sequence[Key]) -> None:

@@ -8,19 +8,27 @@ from typing import Final
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from logto_webhooks.apply import batch
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import ClaimedDelivery, DeliveryState, StoredDelivery, identify
 from logto_webhooks.errors import MalformedEvent, NotADelivery
 from logto_webhooks.events.local import LOCAL
-from logto_webhooks.handlers.enqueue import COMING, jobs_for_event, jobs_for_told, record_of
-from logto_webhooks.jobs import JobMove, JobOfDelivery, NewJob, RegisteredHandler
+from logto_webhooks.handlers.enqueue import (
+    COMING,
+    jobs_for_event,
+    jobs_for_told,
+    name_coming,
+    record_of,
+)
+from logto_webhooks.jobs import JobMove, JobOfDelivery, KnownJob, NewJob, RegisteredHandler
 from logto_webhooks.records.changes import read
 from logto_webhooks.records.drift import Drift, drifts_of
 from logto_webhooks.records.record import Change, Key
 from logto_webhooks.signing_keys import trust
 
+HandlerAndKey = tuple[str, str]
 AT_ONCE: Final = 1_000  # jobs
 REPLAYED_AT_ONCE: Final = 200
 # Of bodies: accepting waits for the transaction on SQLite, and 16 KiB can name a thousand members.
@@ -128,21 +136,21 @@ def _add_missing_jobs(
         for delivery in deliveries
         for job in _make_jobs(delivery, lag_ms, handlers, since)
     ]
-    known = _find_known(store, [job for job, _ in made])
+    known = _find_known(store, [(job.handler, job.key) for job, _ in made])
     missing = [(job, state) for job, state in made if (job.handler, job.key) not in known]
     store.jobs.add([job for job, state in missing if state is not DeliveryState.DEAD])
     return len(missing)
 
 
-def _find_known(store: Store, jobs: Iterable[NewJob]) -> set[tuple[str, str]]:
-    """Return the handlers and keys of those of the jobs that their handlers had."""
-    keys: dict[str, list[str]] = {}
-    for job in jobs:
-        keys.setdefault(job.handler, []).append(job.key)
+def _find_known(store: Store, wanted: Iterable[HandlerAndKey]) -> dict[HandlerAndKey, KnownJob]:
+    """Return those of the jobs that their handlers had."""
+    keys: dict[str, set[str]] = {}
+    for handler, key in wanted:
+        keys.setdefault(handler, set()).add(key)
     return {
-        (handler, key)
+        (handler, key): job
         for handler, some in keys.items()
-        for key in store.jobs.known_keys(handler, some)
+        for key, job in store.jobs.find_known(handler, some).items()
     }
 
 
@@ -187,7 +195,7 @@ class JobReplay:
         self._handler = handler
         self._rerun = rerun
         self._after = 0  # the last job of the first delivery that was looked at
-        self._made: set[tuple[str, str]] = set()  # the handler and key of each new job
+        self._made: dict[HandlerAndKey, KnownJob] = {}  # a dry run doesn't store them
         self.is_over = False
 
     def find_jobs(self, store: Store) -> list[JobOfDelivery]:
@@ -219,7 +227,6 @@ class JobReplay:
             )
         ]
         untold = self._find_untold(store, rows, _find_handlers(store, self._handler))
-        self._made |= {(job.handler, job.key) for job in untold}
         # All at once, so that their queues are locked in order.
         store.jobs.add(untold)
         return len(store.jobs.move(again, JobMove.REPEAT)) + len(untold)
@@ -229,22 +236,58 @@ class JobReplay:
     ) -> list[NewJob]:
         """Return the jobs of past local events that their handlers haven't had. A record that came
         is locked, so that no worker tells of it meanwhile."""
-        first = {row.key: row for row in reversed(rows) if row.event in LOCAL}
+        first = {(row.delivery_id, row.key): row for row in reversed(rows) if row.event in LOCAL}
         wanted = [
             row.id
             for row in first.values()
             if any(handler.wants(row.event) for handler in handlers)
         ]
         came: set[Key] = set()
-        jobs: dict[tuple[str, str], NewJob] = {}
+        jobs: list[_JobOfPast] = []
         for told in store.jobs.told_events(wanted) if wanted else ():
             event = msgspec.json.decode(told.payload, type=LOCAL[told.event])
             made = jobs_for_told(event, told, handlers)
             if made and isinstance(event, COMING):
                 came.add(record_of(event))
-            for job in made:
-                jobs.setdefault((job.handler, job.key), job)
+            place = KnownJob(told.delivery_id, told.occurred_at)
+            jobs += [_JobOfPast(job, place, name_coming(event)) for job in made]
         for kind in ("organization", "user", "membership"):  # as workers do
             store.lock(sorted(key for key in came if key.kind == kind))
-        known = _find_known(store, jobs.values()) | self._made
-        return [job for place, job in jobs.items() if place not in known]
+        known = _find_known(store, {key for past in jobs for key in past.keys}) | self._made
+        untold = []
+        for past in jobs:
+            key = past.choose_key(known)
+            if key is not None:
+                new = {(past.job.handler, key): past.event}
+                known |= new
+                self._made |= new
+                untold.append(replace(past.job.with_key(key), key_again=None))
+        return untold
+
+
+class _JobOfPast(Struct, frozen=True):
+    """A job of a past local event. `first_key` is the key of a handler's first job of COMING for
+    the event's record."""
+
+    job: NewJob
+    event: KnownJob
+    first_key: str
+
+    @property
+    def keys(self) -> set[HandlerAndKey]:
+        """The keys of the jobs that `choose_key` looks for."""
+        keys = (self.job.key, self.job.key_again, self.first_key)
+        return {(self.job.handler, key) for key in keys if key is not None}
+
+    def choose_key(self, known: Mapping[HandlerAndKey, KnownJob]) -> str | None:
+        """Choose the job's key. None if the handler was told of the event, or has been told since
+        of the record as it was then, such as by `handlers run`."""
+        job, event = self.job, self.event
+        key: str | None = job.key
+        if first := known.get((job.handler, self.first_key)):
+            if first.delivery_id is None and event.occurred_at <= first.occurred_at:
+                return None
+            if key == self.first_key:
+                key = None if first.delivery_id == event.delivery_id else job.key_again
+        is_told = any((job.handler, other) in known for other in (key, job.key_again))
+        return None if is_told else key

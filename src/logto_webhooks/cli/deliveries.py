@@ -7,7 +7,6 @@ import functools
 import inspect
 from collections.abc import Callable
 from contextlib import aclosing
-from functools import partial
 from inspect import Parameter, Signature
 from typing import Annotated, Any, Final, NoReturn, cast
 
@@ -211,24 +210,27 @@ class _Replay(Struct, frozen=True, kw_only=True):
 
 def _replay_ids(settings: Settings, ids: list[int], how: _Replay, bar: output.Bar) -> ReplayResult:
     """Replay the oldest first, because jobs go to the end of their queue."""
+    advice = output.UNCHANGED
 
-    async def replay_page(page: list[int], admin: Admin) -> ReplayResult:
-        return await admin.replay(page, **msgspec.structs.asdict(how))
+    async def replay_pages(admin: Admin) -> ReplayResult:
+        nonlocal advice
+        sizes = await _read_sizes(ids, admin)
+        if unknown := [id for id in ids if id not in sizes]:
+            output.fail(str(DeliveryUnknown(unknown)))
+        result, done = ReplayResult(), 0
+        # Use a transaction per page: a long one would delay the receiver.
+        for page in cut(ids, sizes):
+            if not how.dry_run:
+                advice = f"Replayed {done} of {len(ids)}. Continue with the ID {page[0]}."
+            result = result.plus(await admin.replay(page, **msgspec.structs.asdict(how)))
+            done += len(page)
+            bar.update("deliveries", done, done / len(ids))
+        return result
 
-    with output.stoppable(output.UNCHANGED):
-        sizes = run_admin(settings, partial(_read_sizes, ids))
-    if unknown := [id for id in ids if id not in sizes]:
-        output.fail(str(DeliveryUnknown(unknown)))
-    result = ReplayResult()
-    # Use a transaction per page: a long one would delay the receiver.
-    done = 0
-    for page in cut(ids, sizes):
-        resume = f"Replayed {done} of {len(ids)}. Continue with the ID {page[0]}."
-        with output.stoppable(output.UNCHANGED if how.dry_run else resume):
-            result = result.plus(run_admin(settings, partial(replay_page, page), maps=True))
-        done += len(page)
-        bar.update("deliveries", done, done / len(ids))
-    return result
+    try:
+        return run_admin(settings, replay_pages, maps=True)
+    except KeyboardInterrupt:
+        output.stop(advice)
 
 
 def _replay_selected(

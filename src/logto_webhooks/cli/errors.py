@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
@@ -60,12 +61,9 @@ def run(command: Callable[[], object], *, debug: bool) -> NoReturn:
 
 
 def _prepare_output() -> None:
-    """Make printing safe if a stream is closed or its encoding lacks characters."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-        elif hasattr(stream, "reconfigure"):
+    """Make printing safe if the encoding of a stream lacks characters."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 

@@ -12,7 +12,7 @@ from typer import Option
 from logto_webhooks import private_files
 from logto_webhooks.cli.options import DATABASE, with_settings
 from logto_webhooks.database import Database, database_for
-from logto_webhooks.database import migrate as migrations
+from logto_webhooks.database.migrate import Migrated, head
 from logto_webhooks.database.sqlite import SqliteFile
 from logto_webhooks.errors import FileExists, NotWritable, SettingInvalid
 from logto_webhooks.mapping.file import FILE_NAME
@@ -156,19 +156,22 @@ def migrate(
 ) -> None:
     """Migrate the database's schema to this release.
 
-    On SQLite, `serve` also does this when it starts.
+    On SQLite, `serve` also does this when it starts. The schema of a newer release is left alone.
     """
     database = database_for(settings)
     if sql:
         print(database.migration_sql(), end="")
         return
-    if asyncio.run(_migrate(database)):
+    migrated = asyncio.run(_migrate(database))
+    if migrated.new_schema:
         print(f"Created the schema {settings.schema}.")
     place = f"{database.name}, schema {settings.schema}," if settings.schema else database.name
-    print(f"{place} is at version {migrations.head()}.")
+    print(f"{place} is at version {migrated.version}.")
+    if migrated.is_newer:
+        print(f"A newer release has migrated it. This release, at version {head()}, runs on it.")
 
 
-async def _migrate(database: Database) -> bool:
+async def _migrate(database: Database) -> Migrated:
     try:
         return await database.migrate()
     finally:

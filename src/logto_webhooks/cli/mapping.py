@@ -118,7 +118,7 @@ def forget(
 ) -> None:
     """Forget a mapping that you have removed. Your table stays as it is.
 
-    If a process still has its code, the next start registers it again.
+    If a process still has its code, it registers it again within a minute.
     """
     if not run_admin(settings, lambda admin: admin.forget_mapping(name)):
         output.fail(f"There is no mapping named {name!r}. See: logto-webhooks mapping list")

@@ -70,7 +70,7 @@ def organizations(
     """Find organizations by ID or name.
 
     The ID is Logto's or the local one. If nothing matches exactly, it finds organizations by a part
-    of these.
+    of the name.
     """
     records = run_admin(settings, lambda admin: admin.organizations(query, limit + 1))
     _show(settings, records, "organization", query, limit, as_json)
@@ -91,8 +91,8 @@ def users(
 ) -> None:
     """Find users by ID, email, phone or username.
 
-    The ID is Logto's or the local one. If nothing matches exactly, it finds users by a part of
-    these, or of the name.
+    The ID is Logto's or the local one. If nothing matches exactly, it finds users by a part of the
+    email, phone, username or name.
     """
     if not ask_logto:
         records = run_admin(settings, lambda admin: admin.users(query, limit + 1))

@@ -129,7 +129,7 @@ async def _count_pending(database: Database) -> int:
 async def _open_workers(
     settings: Settings, observe: Observer, *, apart_too: bool = False
 ) -> AsyncIterator[tuple[WorkerGroup, Database]]:
-    """Open the database and its workers, until SIGTERM or SIGINT. With `apart_too`, handlers run on
+    """Open the database and its workers, until a signal. With `apart_too`, handlers run on
     a separate event loop."""
     database = database_for(settings)
     apart = for_another_loop(database, settings) if apart_too else None

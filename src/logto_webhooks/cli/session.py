@@ -99,18 +99,28 @@ def _check_database(settings: Settings, application: LogtoWebhooks) -> None:
 def run_async(main: Coroutine[Any, Any, T]) -> T:
     """Run on uvloop, if it is installed: it serves several times as many requests.
 
-    If tasks of the application don't end within `END_S` after `main`, the process exits.
+    If tasks of the application don't end within `END_S` after `main`, the process exits. Raises
+    KeyboardInterrupt on Ctrl-C.
     """
     end = threading.Timer(END_S, _end_process)
     end.daemon = True
     try:
-        import uvloop
-    except ImportError:
-        return asyncio.run(_run_then_start(main, end))
-    else:
-        return uvloop.run(_run_then_start(main, end))
+        return _find_run()(_run_then_start(main, end))
+    except RuntimeError as error:
+        # uvloop raises it if Ctrl-C comes while the loop ends.
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        raise
     finally:
         end.cancel()
+
+
+def _find_run() -> Callable[[Coroutine[Any, Any, T]], T]:
+    try:
+        from uvloop import run
+    except ImportError:
+        return asyncio.run
+    return run
 
 
 async def _run_then_start(main: Coroutine[Any, Any, T], end: threading.Timer) -> T:

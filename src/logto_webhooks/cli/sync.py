@@ -125,5 +125,5 @@ def backfill(
 
 
 def _fail_if_not_compared(result: ReconcileResult) -> None:
-    if result.not_compared:
+    if result.not_compared or result.doubts:
         raise Exit(1)

@@ -30,6 +30,8 @@ from logto_webhooks.database.runner import (
     OurEngine,
     PoolRefresher,
     await_within,
+    close_returned,
+    limit_slow,
     run_and_project,
     run_on_async_session,
     run_within,
@@ -37,12 +39,14 @@ from logto_webhooks.database.runner import (
 from logto_webhooks.database.sessions import (
     SESSION,
     ConnectionWatch,
+    check_not_closed,
     finish_session,
     get_handler_limit,
     get_sync_types,
     lend,
     make_session,
     make_session_error,
+    note_closing,
     release,
     roll_back_savepoint,
 )
@@ -64,15 +68,15 @@ class AsyncRunner:
         self,
         engine: AsyncEngine,
         add_pool: Callable[[sa.Engine], sa.Engine] | None = None,
-        app_schemas: Any = None,
         is_of_test: bool = False,
+        unlimited: AsyncEngine | None = None,
     ) -> None:
-        """`add_pool`: of OurEngine, if `engine` is the application's; `app_schemas`: the
-        application's schema_translate_map; `is_of_test`: whether the engine is a test's, so that
-        its connections are neither replaced nor closed."""
+        """`add_pool`: of OurEngine, if `engine` is the application's; `is_of_test`: whether the
+        engine is a test's, so that its connections are neither replaced nor closed; `unlimited`: an
+        engine whose driver waits for statements however long they take, if `engine` isn't one."""
+        self._unlimited = unlimited
         self._engine = engine
         self._is_of_test = is_of_test
-        self._app_schemas = app_schemas
         self._refresher = None if is_of_test else PoolRefresher()
         self._ours = OurEngine(engine.sync_engine, add_pool, self._refresher)
         self._abandoned: set[asyncio.Task[Any]] = set()
@@ -89,6 +93,13 @@ class AsyncRunner:
     async def run_large(self, work: Callable[[Store], T]) -> T:
         """The same in a thread. Only its statements run on the event loop."""
         return await self._within(RUN_S, lambda held: self._run_in_thread(work, held))
+
+    async def run_slow(self, work: Callable[[Store], T], statement_s: float) -> T:
+        """The same for work of which a statement may take so long."""
+        return await self._within(
+            limit_slow(statement_s),
+            lambda held: self._run_in_thread(work, held, statement_s, self._unlimited),
+        )
 
     async def accept(self, work: Callable[[Store], T], limit_s: float) -> T:
         """Run each statement as a transaction of its own, within a time limit."""
@@ -179,7 +190,7 @@ class AsyncRunner:
 
         savepoint = await connection.run_sync(sa.Connection.begin_nested)
         try:
-            with lend(sync, self._app_schemas):
+            with lend(sync):
                 if issubclass(kind, get_sync_types()):
                     await _call_sync(connection, kind, call)
                 else:
@@ -197,27 +208,32 @@ class AsyncRunner:
         if self._is_of_test or self._ours.own is None:
             return
         own = AsyncEngine(self._ours.own)
-        if await _finish_within(CLOSE_S, own.dispose()):
-            return
-        if self._refresher:
-            self._refresher.refresh()
-        await _finish_within(CLOSE_S, own.dispose())
+        pool = self._ours.own.pool
+        try:
+            if await _finish_within(CLOSE_S, own.dispose()):
+                return
+            if self._refresher:
+                self._refresher.refresh()
+            await _finish_within(CLOSE_S, own.dispose())
+        finally:
+            close_returned(pool)
 
     async def _run(self, work: Callable[[Store], T], held: HeldConnection) -> T:
         async with self._begin(self._our_engine()) as connection:
-            return await connection.run_sync(partial(_hold_and_run, work, held, self.project))
+            store = Store(_to_sync(connection), self.project)
+            return await connection.run_sync(lambda _: _hold_and_run(work, held, store))
 
-    async def _run_in_thread(self, work: Callable[[Store], T], held: HeldConnection) -> T:
-        async with self._begin(self._our_engine()) as connection:
-            bridge, sync = GreenletBridge(), connection.sync_connection
-            assert sync is not None
-            run = partial(_hold_and_run, work, held, self.project, sync)
-            try:
-                return await DetachedCall[T]().run(partial(bridge.run, run))
-            except asyncio.CancelledError:
-                await bridge.close()
-                await connection.invalidate()
-                raise
+    async def _run_in_thread(
+        self,
+        work: Callable[[Store], T],
+        held: HeldConnection,
+        statement_s: float = STATEMENT_S,
+        engine: AsyncEngine | None = None,
+    ) -> T:
+        async with self._begin(engine or self._our_engine()) as connection:
+            store = Store(_to_sync(connection), self.project)
+            call = partial(_hold_and_run, work, held, store, statement_s)
+            return await _call_in_thread(connection, call, DetachedCall())
 
     async def _look(
         self,
@@ -256,12 +272,27 @@ class AsyncRunner:
 
 
 def _hold_and_run(
-    work: Callable[[Store], T], held: HeldConnection, project: Project | None, sync: sa.Connection
+    work: Callable[[Store], T],
+    held: HeldConnection,
+    store: Store,
+    statement_s: float = STATEMENT_S,
 ) -> T:
-    held.hold(sync)
-    store = Store(sync, project)
-    store.limit_waits(LOCK_S, STATEMENT_S)
+    held.hold(store.connection)
+    store.limit_waits(LOCK_S, statement_s)
     return run_and_project(work, store)
+
+
+async def _call_in_thread(
+    connection: AsyncConnection, call: Callable[[], T], thread: DetachedCall[T]
+) -> T:
+    """Call a function that may block, and runs its statements on the connection. If this is
+    cancelled, the call is abandoned and loses the connection."""
+    bridge = GreenletBridge()
+    try:
+        return await thread.run(partial(bridge.run, call))
+    except asyncio.CancelledError:
+        await bridge.close(connection.invalidate)
+        raise
 
 
 async def _finish_within(limit_s: float, work: Coroutine[Any, Any, None]) -> bool:
@@ -380,7 +411,9 @@ async def _call(connection: AsyncConnection, kind: type, call: Callable[[Any], A
         await _await_result(call(connection))
         return
     async with kind(bind=connection, **SESSION) as session:
+        note_closing(session.sync_session)
         await _await_result(call(session))
+        check_not_closed(session.sync_session)
         await session.commit()
 
 
@@ -390,17 +423,11 @@ async def _await_result(result: Any) -> None:
 
 
 async def _call_sync(connection: AsyncConnection, kind: type, call: Callable[[Any], Any]) -> None:
-    """Call in a thread, which may block. An abandoned call loses its connection."""
-    bridge, sync = GreenletBridge(), _to_sync(connection)
+    sync = _to_sync(connection)
 
     def call_with_session() -> None:
         session = make_session(kind, sync)
         call(session)
         finish_session(session)
 
-    try:
-        await DetachedCall[None]().run(partial(bridge.run, call_with_session))
-    except asyncio.CancelledError:
-        await bridge.close()
-        await connection.invalidate()
-        raise
+    await _call_in_thread(connection, call_with_session, DetachedCall())

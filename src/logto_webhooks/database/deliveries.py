@@ -9,12 +9,14 @@ from typing import Any, Final
 import sqlalchemy as sa
 from msgspec import structs
 
+from logto_webhooks.batch_sizes import count_fitting
 from logto_webhooks.database.dialect import (
     NOW_ON_SQLITE,
     Row,
     among,
     contains,
     execute_rows,
+    greatest,
     group_ids,
     insert_into,
     now,
@@ -37,7 +39,6 @@ from logto_webhooks.deliveries import (
     ReceivedBody,
     StoredDelivery,
     StoreResult,
-    count_fitting,
     sent_at_of,
 )
 from logto_webhooks.errors import ClaimLost
@@ -47,19 +48,29 @@ LOCK_MS: Final = 500
 _MOST_ROWS: Final = 64  # in one INSERT on SQLite
 _MOST_DIGESTS: Final = 1000  # in one IN (…)
 HUGE: Final = 512 * 2**10  # a body that can take seconds to apply
+FEW_CLAIMS: Final = 2  # until a delivery whose last claim was lost is claimed alone
+MOST_DOUBLINGS: Final = 5  # of its lease
 _size = sa.func.length(deliveries.c.body)
 # So can a list of a thousand members.
 _is_slow = sa.or_(
     _size >= HUGE, sa.and_(_size >= LARGE, deliveries.c.event.in_(sorted(MEMBERSHIP_EVENTS)))
 )
+# The last of its claims was lost: it may be what ends its process.
+_was_lost = sa.and_(deliveries.c.token.is_not(None), deliveries.c.attempts >= FEW_CLAIMS)
+_is_alone = sa.or_(_is_slow, _was_lost)
 _SELECT_DUE = (
-    sa.select(deliveries.c.id, _size.label("size"), _is_slow.label("is_slow"))
+    sa.select(
+        deliveries.c.id,
+        _size.label("size"),
+        _is_alone.label("is_alone"),
+        sa.case((_was_lost, deliveries.c.attempts), else_=0).label("claims_lost"),
+    )
     .where(is_pending, deliveries.c.due_at <= now())
     .order_by(deliveries.c.due_at, deliveries.c.id)
     .limit(sa.bindparam("most"))
     .with_for_update(skip_locked=True)
 )
-_SELECT_QUICK = _SELECT_DUE.where(sa.not_(_is_slow))
+_SELECT_QUICK = _SELECT_DUE.where(sa.not_(_is_alone))
 _these = among(deliveries.c.id, "ids")
 _lease_end = now() + sa.bindparam("lease_ms")
 _is_ours = deliveries.c.token == sa.bindparam("by")
@@ -73,7 +84,11 @@ _LEASE = (
     .values(token=sa.bindparam("by"), due_at=_lease_end, attempts=deliveries.c.attempts + 1)
     .returning(*(_COLUMNS[name] for name in ClaimedDelivery.__struct_fields__))
 )
-_RENEW = sa.update(deliveries).where(_these, _is_ours).values(due_at=_lease_end)
+_RENEW = (
+    sa.update(deliveries)
+    .where(_these, _is_ours)
+    .values(due_at=greatest(deliveries.c.due_at, _lease_end))  # a longer lease stays
+)
 _FINISH = (
     sa.update(deliveries)
     # Only pending rows have a token. A condition on the state would mislead a planner.
@@ -81,6 +96,7 @@ _FINISH = (
     .values(
         token=None,
         due_at=now() + sa.bindparam("wait_ms"),
+        attempts=deliveries.c.attempts - sa.bindparam("released"),
         failures=deliveries.c.failures + sa.bindparam("failed"),
         **{name: sa.bindparam(name) for name in ("state", "result", "last_error")},
     )
@@ -88,10 +104,11 @@ _FINISH = (
 _SELECT_STORED = sa.select(*(_COLUMNS[name] for name in StoredDelivery.__struct_fields__))
 
 
-def is_slow(delivery: ClaimedDelivery) -> bool:
-    """Whether a delivery can take seconds to apply."""
+def may_be_alone(delivery: ClaimedDelivery) -> bool:
+    """Whether a delivery may have been claimed alone: it can take seconds to apply, or its claims
+    were lost."""
     least = LARGE if delivery.event in MEMBERSHIP_EVENTS else HUGE
-    return len(delivery.body) >= least
+    return len(delivery.body) >= least or delivery.attempt > FEW_CLAIMS
 
 
 class DeliveryStore:
@@ -133,19 +150,22 @@ class DeliveryStore:
         """Claim due deliveries, the longest due first. Nobody else gets them during the lease.
 
         One that can take seconds to apply is claimed alone, and with `quick`, only if no other is
-        due.
+        due. So is one whose claims were lost, with a lease that grows: it may be what ends its
+        process, and others are applied meanwhile.
         """
         due: Sequence[Any] = ()
         if quick:
             due = self._connection.execute(_SELECT_QUICK, {"most": limit}).all()
         if not due:
             due = self._connection.execute(_SELECT_DUE, {"most": limit}).all()
-        if due and not due[0].is_slow:
-            due = [row for row in due if not row.is_slow]
-        most = 1 if due and due[0].is_slow else len(due)
-        ids = [row.id for row in due[: count_fitting((row.size for row in due[:most]), max_bytes)]]
-        if not ids:
+        if not due:
             return []
+        if due[0].is_alone:
+            due = due[:1]
+            lease_s *= 2 ** min(due[0].claims_lost, MOST_DOUBLINGS)
+        else:
+            due = [row for row in due if not row.is_alone]
+        ids = [row.id for row in due[: count_fitting((row.size for row in due), max_bytes)]]
         lease = {"ids": ids, "by": token, "lease_ms": int(lease_s * 1000)}
         rows = self._connection.execute(_LEASE, lease).mappings()
         return [ClaimedDelivery(**row) for row in sorted(rows, key=lambda row: row["id"])]
@@ -167,6 +187,7 @@ class DeliveryStore:
                     "last_error": outcome.error,
                     "wait_ms": int(outcome.retry_after_s * 1000),
                     "failed": int(outcome.failed),
+                    "released": int(outcome.released),
                 },
                 outcome.id,
             )
@@ -283,13 +304,20 @@ class Inbox:
     def __init__(self, connection: sa.Connection) -> None:
         self._connection = connection
 
-    def search(self, wanted: DeliveryFilter, *, large: bool = True) -> list[StoredDelivery]:
-        """List deliveries; without `large`, only those with small bodies."""
-        query = _SELECT_STORED.where(*_make_conditions(wanted)).limit(wanted.limit)
+    def search(
+        self, wanted: DeliveryFilter, *, large: bool = True, without: Collection[int] = ()
+    ) -> list[StoredDelivery]:
+        """List deliveries, except those with the IDs in `without`; without `large`, only those with
+        small bodies."""
+        id_ = deliveries.c.id
+        query = _SELECT_STORED
+        if without:
+            query = query.where(sa.not_(_these))
+        query = query.where(*_make_conditions(wanted)).limit(wanted.limit)
         if not large:
             query = query.where(sa.func.length(deliveries.c.body) < LARGE)
-        id_ = deliveries.c.id
-        return self._read(query.order_by(id_ if wanted.oldest_first else id_.desc()))
+        query = query.order_by(id_ if wanted.oldest_first else id_.desc())
+        return self._read(query, {"ids": list(without)} if without else None)
 
     def count(self, wanted: DeliveryFilter) -> tuple[int, int]:
         """Count all deliveries that match, and return the newest ID among them; 0 if none does."""
@@ -311,12 +339,19 @@ class Inbox:
         return next(iter(self._read(_SELECT_STORED.where(deliveries.c.id == delivery_id))), None)
 
     def make_pending(self, ids: Sequence[int]) -> int:
-        """Make deliveries pending again if they aren't. Return how many."""
+        """Make deliveries pending again if they aren't. Return how many. A dead one gets the origin
+        `replay`, so that it runs its handlers at any age."""
+        is_dead = deliveries.c.state == DeliveryState.DEAD.value
         replay = (
             sa.update(deliveries)
             .where(_these, ~is_pending)
             .values(
-                state=DeliveryState.PENDING.value, due_at=now(), attempts=0, failures=0, token=None
+                state=DeliveryState.PENDING.value,
+                origin=sa.case((is_dead, "replay"), else_=deliveries.c.origin),
+                due_at=now(),
+                attempts=0,
+                failures=0,
+                token=None,
             )
         )
         return self._connection.execute(replay, {"ids": list(ids)}).rowcount

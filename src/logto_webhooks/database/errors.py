@@ -11,7 +11,13 @@ import sqlalchemy as sa
 from msgspec import Struct
 from sqlalchemy import exc
 
-from logto_webhooks.errors import LogtoWebhooksError, RowRejected, StoreUnavailable, TimedOut
+from logto_webhooks.errors import (
+    LogtoWebhooksError,
+    NoAnswer,
+    RowRejected,
+    StoreUnavailable,
+    TimedOut,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -20,6 +26,7 @@ if TYPE_CHECKING:
 SETTING: Final = "logto_setting"
 # A lock or a statement took too long. Other work in the same database can still succeed.
 _TIMED_OUT: Final = ("55P03", "57014")
+_INTERRUPTED: Final = "SQLITE_INTERRUPT"
 NO_PERMISSION: Final = (
     "run the command as the service's user, or give this user write permission for the file and "
     "its folder, which reading needs, too"
@@ -161,7 +168,11 @@ def _to_unavailable(cause: BaseException, place: Place, statement: str = "") -> 
     if not isinstance(place, sa.URL):
         setting = place.get_execution_options().get(SETTING, "the application's engine")
     hint = _find_hint(coded, setting, url.username or "the role", statement)
-    kind = TimedOut if sqlstate in _TIMED_OUT else StoreUnavailable
+    kind: type[StoreUnavailable] = StoreUnavailable
+    if isinstance(cause, TimeoutError):
+        kind = NoAnswer
+    if sqlstate in _TIMED_OUT or getattr(cause, "sqlite_errorname", None) == _INTERRUPTED:
+        kind = TimedOut
     return kind(problem=f"{text} ({place_of(url)}){hint}")
 
 
@@ -199,6 +210,7 @@ _ROW_CLASSES: Final = ("09", "20", "21", "22", "23", "27", "2F", "38", "39", "44
 # The server's functions for RAISE and ASSERT in a trigger, and for refusing a row by a policy.
 _RAISING_FUNCTIONS: Final = ("exec_stmt_raise", "exec_stmt_assert")
 _POLICY_FUNCTION: Final = "ExecWithCheckOptions"
+_OF_ALL: Final = ("25", "40", "53", "55P03", "57")
 # Errors that a new session may not have: the old one may have outdated settings of ALTER DATABASE
 # or ALTER ROLE (read-only, search_path, role), outdated prepared statements, or no server any more.
 _SESSION_CLASSES: Final = ("08", "0A000", "25", "26000", "3F000", "42501", "42P01", "42P05", "57P")
@@ -248,6 +260,12 @@ class Diagnostics(Struct, frozen=True):
         if self.raised_in in _RAISING_FUNCTIONS or self.raised_in == _POLICY_FUNCTION:
             return True  # a trigger can choose any SQLSTATE
         return self.sqlstate.startswith(_ROW_CLASSES)
+
+    @property
+    def is_of_function(self) -> bool:
+        """Whether it came from a trigger or a function, not from a lack of something that all need,
+        such as time, memory or a lock."""
+        return self.context is not None and not self.sqlstate.startswith(_OF_ALL)
 
     @property
     def is_of_sequence(self) -> bool:

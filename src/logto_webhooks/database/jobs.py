@@ -43,6 +43,7 @@ from logto_webhooks.jobs import (
     JobOutcome,
     JobRow,
     JobState,
+    KnownJob,
     NewJob,
     RegisteredHandler,
     ToldEvent,
@@ -72,16 +73,6 @@ _is_ours = queue_keys.c.token == sa.bindparam("by")
 _is_free = queue_keys.c.token.is_(None)
 _has_job = (queue_keys.c.handler == jobs.c.handler, queue_keys.c.queue_key == jobs.c.queue_key)
 _is_begun = jobs.c.attempts > jobs.c.failures  # by who holds its queue, or lost it
-# Of the columns that change often, only `due_at` is in an index. Holding a queue and freeing it
-# rarely changes `due_at`, so these updates don't write to an index on PostgreSQL.
-_SELECT_DUE = (
-    sa.select(queue_keys.c.id, queue_keys.c.token)
-    .where(queue_keys.c.handler == sa.bindparam("name"), queue_keys.c.due_at <= now())
-    .where(_is_free | (sa.bindparam("lost", type_=sa.Boolean) & (queue_keys.c.held_until <= now())))
-    .order_by(queue_keys.c.due_at)
-    .limit(sa.bindparam("most"))
-    .with_for_update(skip_locked=True)
-)
 _UPDATE_KEYS = sa.update(queue_keys).where(_these_keys)
 _HOLD = _UPDATE_KEYS.values(token=sa.bindparam("by"), held_until=_lease_end)
 _RENEW = _UPDATE_KEYS.where(_is_ours).values(held_until=_lease_end)
@@ -116,6 +107,28 @@ _first_of_queue = (
     .limit(1)
     .correlate(queue_keys)
     .scalar_subquery()
+)
+_losses = (
+    sa.select(jobs.c.attempts - jobs.c.failures)
+    .where(jobs.c.id == _first_of_queue)
+    .correlate(queue_keys)
+    .scalar_subquery()
+)
+_most_losses = sa.bindparam("most_losses", type_=sa.Integer)
+_is_lost = (
+    (_most_losses > 0)
+    & (queue_keys.c.held_until <= now())
+    & ((_most_losses >= MAX_LOSSES) | (sa.func.coalesce(_losses, 0) <= _most_losses))
+)
+# Of the columns that change often, only `due_at` is in an index. Holding a queue and freeing it
+# rarely changes `due_at`, so these updates don't write to an index on PostgreSQL.
+_SELECT_DUE = (
+    sa.select(queue_keys.c.id, queue_keys.c.token)
+    .where(queue_keys.c.handler == sa.bindparam("name"), queue_keys.c.due_at <= now())
+    .where(_is_free | _is_lost)
+    .order_by(queue_keys.c.due_at)
+    .limit(sa.bindparam("most"))
+    .with_for_update(skip_locked=True)
 )
 _due_at = (
     sa.select(queue_keys.c.due_at)
@@ -158,12 +171,6 @@ _SELECT_PAYLOADS = (
     .select_from(jobs)
     .outerjoin(deliveries, deliveries.c.id == jobs.c.delivery_id)
     .where(_these_jobs)
-)
-_SELECT_LOSSES = (
-    sa.select(queue_keys.c.id, jobs.c.attempts - jobs.c.failures)
-    .select_from(queue_keys)
-    .join(jobs, jobs.c.id == _first_of_queue)
-    .where(_these_keys)
 )
 _LOCK_FIRST_JOBS = _SELECT_FIRST_JOBS.with_for_update(of=jobs, skip_locked=True)
 _SELECT_HANDLERS = sa.select(handlers.c.name, handlers.c.options, handlers.c.seen_at).order_by(
@@ -218,15 +225,17 @@ def _make_insert(columns: tuple[str, ...], dialect: str) -> Any:
 
 @functools.cache
 def _select_known(dialect: str) -> sa.Select[Any]:
-    """Return a query of those of the keys `key` with which a handler has had a job."""
-    of_handler = jobs.c.handler == sa.bindparam("name")
+    """Return a query of the jobs that a handler has had with the keys `key`."""
+    known = sa.select(jobs.c.key, jobs.c.delivery_id, jobs.c.occurred_at).where(
+        jobs.c.handler == sa.bindparam("name")
+    )
     if dialect != "postgresql":
-        return sa.select(jobs.c.key).where(of_handler, among(jobs.c.key, "key"))
+        return known.where(among(jobs.c.key, "key"))
     # One lookup for each key. Otherwise, a planner that saw the table when it was small would read
     # all jobs of the handler.
     wanted = unnest(jobs, ("key",))
-    job = sa.select(jobs.c.id).where(of_handler, jobs.c.key == wanted.c.key).limit(1)
-    return sa.select(wanted.c.key).where(job.correlate(wanted).scalar_subquery().is_not(None))
+    job = known.where(jobs.c.key == wanted.c.key).limit(1).correlate(wanted).lateral()
+    return sa.select(job).select_from(wanted.join(job, sa.true()))
 
 
 @functools.cache
@@ -263,8 +272,7 @@ def _make_move(state: JobState, move: JobMove) -> Any:
         return statement.where(~(_is_begun & is_held)).values(afresh)
     end = _end_of_queue(jobs.c.handler, jobs.c.queue_key)
     order_at = sa.case((jobs.c.order_at == FIRST, FIRST), else_=end)
-    afresh |= {"occurred_at": now(), "order_at": order_at, "finished_at": None}
-    afresh |= {"runs": jobs.c.runs + 1}
+    afresh |= {"order_at": order_at, "finished_at": None, "runs": jobs.c.runs + 1}
     return statement.values(state=target, **afresh)
 
 
@@ -303,6 +311,16 @@ class JobStore:
                     set_={"seen_at": insert.excluded.seen_at},
                 )
             )
+
+    def set_clock_back(self, moment: int, by_ms: int) -> None:
+        """Make the times when handlers were registered that are after `moment` earlier by `by_ms`.
+        What is used the longest stays so."""
+        # in the order in which processes lock them
+        in_order = sa.select(handlers.c.name).order_by(by_code(handlers.c.name)).with_for_update()
+        self._connection.execute(in_order)
+        times = (handlers.c.registered_at, handlers.c.seen_at)
+        earlier = {at: sa.case((at > moment, at - by_ms), else_=at) for at in times}
+        self._connection.execute(sa.update(handlers).values(earlier))
 
     def forget(self, name: str, most: int) -> int:
         """Delete a handler, and discard at most `most` of its waiting jobs. Return how many these
@@ -353,10 +371,11 @@ class JobStore:
         rows = self._connection.execute(query.order_by(jobs.c.id), {"ids": list(ids)}).mappings()
         return [ToldEvent(**row) for row in rows]
 
-    def known_keys(self, handler: str, keys: Sequence[str]) -> set[str]:
-        """Return those of the keys with which a handler has had a job."""
+    def find_known(self, handler: str, keys: Collection[str]) -> dict[str, KnownJob]:
+        """Return the jobs that a handler has had with some of the keys."""
         query = _select_known(self._connection.dialect.name)
-        return set(self._connection.scalars(query, {"name": handler, "key": list(keys)}))
+        rows = self._connection.execute(query, {"name": handler, "key": list(keys)})
+        return {key: KnownJob(*others) for key, *others in rows}
 
     def _choose_keys(self, new: Sequence[NewJob]) -> Sequence[NewJob]:
         """Give each job its `key_again` if the handler has had a job with its key."""
@@ -364,7 +383,7 @@ class JobStore:
         for job in new:
             if job.key_again is not None:
                 keys.setdefault(job.handler, []).append(job.key)
-        known = {handler: self.known_keys(handler, some) for handler, some in keys.items()}
+        known = {handler: self.find_known(handler, some) for handler, some in keys.items()}
         return (
             [
                 job.with_key(job.key_again)
@@ -384,6 +403,7 @@ class JobStore:
         *,
         most_losses: int = MAX_LOSSES,
         skip_locked: bool = False,
+        held: Mapping[int, str] | None = None,
         held_bytes: Mapping[str, int] | None = None,
     ) -> list[Job]:
         """Claim the first job of each due queue, for at most `room` queues of each handler. Nobody
@@ -393,22 +413,27 @@ class JobStore:
         of its claimed jobs. One of any size is claimed if the handler has none.
 
         Of the queues whose lease expired, it claims one, with a job that was lost at most
-        `most_losses` times.
+        `most_losses` times. Those that the process holds, by their tokens in `held`, are renewed
+        instead: the clock was set forward.
         With `skip_locked`, it skips jobs whose row another transaction has locked.
         """
         due: list[int] = []
-        of_lost: list[int] = []
+        renewed: dict[str, list[int]] = {}
+        has_lost = False
+        held = held or {}
         for name, most in room.items():
-            wanted = {"name": name, "most": most, "lost": most_losses > 0 and not of_lost}
-            expired: list[int] = []
+            wanted = {"name": name, "most": most, "most_losses": 0 if has_lost else most_losses}
             for queue_key_id, holder in self._connection.execute(_SELECT_DUE, wanted):
-                (due if holder is None else expired).append(queue_key_id)
-            of_lost += self._find_rarely_lost(expired, most_losses) if expired else []
-        due += of_lost[:1]
+                if holder is not None and queue_key_id in held:
+                    renewed.setdefault(held[queue_key_id], []).append(queue_key_id)
+                elif holder is None or not has_lost:
+                    due.append(queue_key_id)
+                    has_lost = has_lost or holder is not None
+        for own, queue_key_ids in renewed.items():
+            self.renew(own, queue_key_ids, lease_s)
         if not due:
             return []
-        held = {"ids": due, "by": token, "lease_ms": int(lease_s * 1000)}
-        self._connection.execute(_HOLD, held)
+        self._connection.execute(_HOLD, {"ids": due, "by": token, "lease_ms": int(lease_s * 1000)})
         heads = _LOCK_FIRST_JOBS if skip_locked else _SELECT_FIRST_JOBS
         found = self._connection.execute(heads, {"ids": due}).mappings().all()
         empty = set(due) - {row["queue_key_id"] for row in found}
@@ -447,14 +472,6 @@ class JobStore:
             self._connection.execute(_FREE, {"ids": postponed})
         return rows
 
-    def _find_rarely_lost(self, queue_key_ids: Sequence[int], most_losses: int) -> Sequence[int]:
-        """Return the queues whose first job was lost at most so often."""
-        if most_losses >= MAX_LOSSES:
-            return queue_key_ids
-        rows = self._connection.execute(_SELECT_LOSSES, {"ids": list(queue_key_ids)})
-        losses = dict(map(tuple, rows))
-        return [id_ for id_ in queue_key_ids if losses.get(id_, 0) <= most_losses]
-
     def lock(self, queue_key_ids: Sequence[int]) -> None:
         """Lock queues until the transaction ends, in the same order as all others."""
         self._connection.execute(_LOCK, {"ids": list(queue_key_ids)})
@@ -489,7 +506,8 @@ class JobStore:
     def counts(self) -> list[JobCount]:
         """Count jobs by handler and state, with the age of the oldest."""
         group = (jobs.c.handler, jobs.c.state)
-        query = sa.select(*group, sa.func.count(), sa.func.min(jobs.c.occurred_at))
+        began = greatest(jobs.c.occurred_at, jobs.c.order_at)  # to wait, also once more
+        query = sa.select(*group, sa.func.count(), sa.func.min(began))
         query = query.group_by(*group).order_by(*group)
         moment = read_clock(self._connection)
         return [
@@ -601,8 +619,8 @@ class JobStore:
 
 
 def _last_seen(name: str) -> Any:
-    """Return an expression for when a handler was last registered, which never becomes earlier,
-    even if the clock is set back."""
+    """Return an expression for when a handler was last registered. Until it is noticed that the
+    clock was set back, that is in the future."""
     last = sa.select(sa.func.max(handlers.c.seen_at)).where(handlers.c.name == name)
     return sa.func.coalesce(last.scalar_subquery(), 0)
 

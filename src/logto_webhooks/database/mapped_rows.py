@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import json
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import date, datetime
 from decimal import Decimal
 from enum import Enum
@@ -14,7 +16,7 @@ import sqlalchemy as sa
 from msgspec import Struct
 
 from logto_webhooks import canonical_json
-from logto_webhooks.database.dialect import among, insert_into, now
+from logto_webhooks.database.dialect import Row, among, greatest, insert_into, now
 from logto_webhooks.database.jobs import IN_USE_MS
 from logto_webhooks.database.schema import (
     former_rows,
@@ -34,6 +36,12 @@ State = Literal["ok", "excluded", "waiting", "conflict", "owed", "held"]
 # What rows that would be deleted are blocked by: Logto's second answer, or somebody who allows it.
 SECOND_ANSWER: Final = "second answer"
 PERMISSION: Final = "permission"
+ALONE: Final = "a transaction of its own"  # what a row that takes too long is blocked by
+# What an owed row is blocked by whose deletion is held, or was allowed: it is tried alone, too.
+ALONE_HELD: Final = "a transaction of its own, and permission"
+ALONE_ALLOWED: Final = "a transaction of its own, in which its row may be deleted"
+_HELD: Final = (PERMISSION, ALONE_HELD)
+_TRIED_ALONE: Final = (ALONE, ALONE_HELD, ALONE_ALLOWED)
 ARRIVED: Final = "the rows of its memberships"  # what an end with many of them is blocked by
 UNCONFIRMED: Final = (
     "Logto has no such record, but no delivery says that it was deleted: asked again in a minute"
@@ -43,6 +51,7 @@ CHANGING: Final = "another transaction changes its record"
 # Why a record is excluded: short, because that can be most records.
 BY_WHERE: Final = "where"
 NOT_CREATED: Final = "create=False"
+PARENT_CAME: Final = "its user or organization has a row now, but it isn't written yet"
 NOT_WRITTEN: Final = "it changed in a process that doesn't have this mapping"
 
 
@@ -116,7 +125,8 @@ class RowState(Struct, frozen=True, kw_only=True):
     `record_id` is set for a role: `logto_id` then is the id of its user or membership, and its own.
     `row_id` is the primary key of the application's row, as JSON; also of a row that had Logto's
     id before and has it no longer. `blocked_by` names what must change first: another row, by its
-    primary key, a record, by its key, or one of SECOND_ANSWER and PERMISSION.
+    primary key, a record, by its key, or one of SECOND_ANSWER, PERMISSION, ALONE, ALONE_HELD and
+    ALONE_ALLOWED.
     """
 
     logto_id: str
@@ -130,6 +140,21 @@ class RowState(Struct, frozen=True, kw_only=True):
     def is_settled(self) -> bool:
         """Whether there is nothing to write."""
         return self.state in ("ok", "excluded")
+
+    @property
+    def is_held(self) -> bool:
+        """Whether somebody has to allow that the row is deleted or unlinked."""
+        return self.blocked_by in _HELD
+
+    @property
+    def is_allowed(self) -> bool:
+        """Whether somebody has allowed that the row is deleted or unlinked."""
+        return self.blocked_by == ALONE_ALLOWED
+
+    @property
+    def is_tried_alone(self) -> bool:
+        """Whether the row is only written in a transaction of its own."""
+        return self.blocked_by in _TRIED_ALONE
 
 
 def encode_id(primary_key: Iterable[Any]) -> str:
@@ -147,16 +172,47 @@ def encode_id(primary_key: Iterable[Any]) -> str:
     return canonical_json.encode(values).decode()
 
 
-def decode_id(row_id: str, primary_key: Sequence[sa.Column[Any]]) -> tuple[Any, ...]:
-    """Read a primary key that `encode_id` wrote."""
-    values = canonical_json.decode(row_id.encode())
+def decode_id(
+    row_id: str, primary_key: Sequence[sa.Column[Any]], dialect: sa.Dialect
+) -> tuple[Any, ...]:
+    """Read a primary key that `encode_id` wrote, so that its columns take it. A type of the
+    application's own may give back other objects: compare what `encode_id` makes of these."""
+    values = json.loads(row_id)  # `canonical_json` rounds integers beyond 2**53
     return tuple(
-        _find_reader(column.type.python_type)(value)
+        _decode_value(column.type, value, dialect)
         for column, value in zip(primary_key, values, strict=True)
     )
 
 
-def _find_reader(kind: type) -> Callable[[Any], Any]:
+def decode_ids(
+    row_ids: Iterable[str], primary_key: Sequence[sa.Column[Any]], dialect: sa.Dialect
+) -> dict[str, tuple[Any, ...]]:
+    """Read primary keys that `encode_id` wrote. Those that don't fit the table any more are left
+    out: a migration has given it another primary key."""
+    decoded = {}
+    for row_id in row_ids:
+        with suppress(Exception):  # of the application's type
+            decoded[row_id] = decode_id(row_id, primary_key, dialect)
+    return decoded
+
+
+def _decode_value(column_type: sa.types.TypeEngine[Any], value: Any, dialect: sa.Dialect) -> Any:
+    if not isinstance(column_type, sa.types.TypeDecorator):
+        return _find_reader(column_type)(value)
+    bind = column_type.dialect_impl(dialect).bind_processor(dialect) or _keep
+    for read in (_find_reader(column_type.impl_instance), _keep, uuid.UUID):
+        with suppress(Exception):  # of the application's type
+            own = read(value)
+            bind(own)
+            return own
+    return value  # the statement will tell what is wrong
+
+
+def _find_reader(column_type: sa.types.TypeEngine[Any]) -> Callable[[Any], Any]:
+    try:
+        kind = column_type.python_type
+    except NotImplementedError:
+        return _keep
     return kind.__getitem__ if issubclass(kind, Enum) else _READERS.get(kind, _keep)
 
 
@@ -164,7 +220,21 @@ def _keep(value: Any) -> Any:
     return value
 
 
+def _check_int(value: Any) -> int:
+    if not isinstance(value, int):
+        raise TypeError
+    return value
+
+
+def _check_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
 _READERS: Final[dict[type, Callable[[Any], Any]]] = {
+    int: _check_int,
+    str: _check_text,
     bytes: bytes.fromhex,
     uuid.UUID: uuid.UUID,
     Decimal: Decimal,
@@ -285,11 +355,14 @@ class MappingStore:
         deleted = self._connection.execute(sa.delete(mapped_rows).where(*conditions))
         return deleted.rowcount, last
 
-    def lock_unapplied(self, names: Collection[str]) -> RegisteredMapping | None:
-        """Lock one of the mappings that aren't applied to all records and that nobody else applies
-        now: one of users or organizations first, because memberships wait for these."""
+    def lock_unapplied(self, wanted: Collection[RegisteredMapping]) -> RegisteredMapping | None:
+        """Lock one of the mappings, if it has the same definition, isn't applied to all records,
+        and nobody else applies it now: one of users or organizations first, because memberships
+        wait for these."""
+        definitions = [(mapping.name, mapping.definition) for mapping in wanted]
+        is_wanted = sa.tuple_(mappings.c.name, mappings.c.definition).in_(definitions)
         query = (
-            _SELECT_MAPPINGS.where(mappings.c.name.in_(names), mappings.c.applied_to.is_not(None))
+            _SELECT_MAPPINGS.where(is_wanted, mappings.c.applied_to.is_not(None))
             .order_by(sa.case((mappings.c.kind == "membership", 1), else_=0), mappings.c.name)
             .limit(1)
             .with_for_update(skip_locked=True)
@@ -302,6 +375,12 @@ class MappingStore:
         self._connection.execute(
             sa.update(mappings).where(mappings.c.name == name).values(applied_to=applied_to)
         )
+
+    def hold(self, mapping: RegisteredMapping) -> bool:
+        """Lock a mapping, so that no other definition is registered until the transaction ends.
+        Return False if another one is registered already."""
+        query = sa.select(mappings.c.definition).where(mappings.c.name == mapping.name)
+        return bool(self._connection.scalar(query.with_for_update()) == mapping.definition)
 
     def mark_owed(self, mapping: RegisteredMapping, keys: Collection[Key], reason: str) -> None:
         """Note that the rows of changed records have yet to be written."""
@@ -319,9 +398,11 @@ class MappingStore:
             reason=reason,
             changed_at=now(),
         )
-        changed = {
-            name: insert.excluded[name] for name in ("state", "reason", "blocked_by", "changed_at")
-        }
+        changed: dict[str, Any] = {name: insert.excluded[name] for name in ("state", "reason")}
+        changed["changed_at"] = _next_change()
+        # `IN` can't be run for several rows.
+        stays = sa.or_(*(mapped_rows.c.blocked_by == by for by in (*_HELD, ALONE_ALLOWED)))
+        changed["blocked_by"] = sa.case((stays, mapped_rows.c.blocked_by), else_=sa.null())
         self._connection.execute(
             insert.on_conflict_do_update(index_elements=["mapping", "logto_id"], set_=changed), rows
         )
@@ -403,7 +484,8 @@ class MappingStore:
     def list_unsettled(
         self, name: str, limit: int, after: str, *, only_owed: bool = False
     ) -> list[UnsettledRow]:
-        """List the next rows of a mapping that aren't settled, in the order of an index."""
+        """List the next rows of a mapping that aren't settled, in the order of an index; but those
+        that take too long are in `list_slow`."""
         place = (mapped_rows.c.mapping, mapped_rows.c.logto_id)
         query = (
             sa.select(mapped_rows.c.kind, _RECORD, mapped_rows.c.logto_id, mapped_rows.c.state)
@@ -411,7 +493,7 @@ class MappingStore:
             # and sorts all rows for each page.
             .where(sa.tuple_(*place) > sa.tuple_(name, after), mapped_rows.c.mapping <= name)
             .where(is_owed if only_owed else is_unsettled)
-            .where(mapped_rows.c.blocked_by.is_distinct_from(ARRIVED))
+            .where(sa.func.coalesce(mapped_rows.c.blocked_by, "").not_in([ARRIVED, *_TRIED_ALONE]))
             .order_by(*place)
             .limit(limit)
         )
@@ -419,6 +501,28 @@ class MappingStore:
             UnsettledRow(Key(kind, record_id), logto_id, state)
             for kind, record_id, logto_id, state in self._connection.execute(query)
         ]
+
+    def list_slow(self, names: Collection[str], limit: int) -> list[Key]:
+        """List the records whose rows take too long, the oldest first."""
+        record = (mapped_rows.c.kind, _RECORD)
+        query = (
+            sa.select(*record)
+            .where(mapped_rows.c.mapping.in_(names), is_unsettled)
+            .where(mapped_rows.c.blocked_by.in_(_TRIED_ALONE))
+            .group_by(*record)
+            .order_by(sa.func.min(mapped_rows.c.changed_at), *record)
+            .limit(limit)
+        )
+        return [Key(kind, id_) for kind, id_ in self._connection.execute(query)]
+
+    def find_slow(self, record: Key) -> set[str]:
+        """Return the mappings in which a row of a record takes too long."""
+        query = (
+            sa.select(mapped_rows.c.mapping)
+            .where(is_unsettled, mapped_rows.c.kind == record.kind, _RECORD.in_([record.id]))
+            .where(mapped_rows.c.blocked_by.in_(_TRIED_ALONE))
+        )
+        return set(self._connection.scalars(query))
 
     def counts(self) -> list[MappingCounts]:
         """Count the records of each registered mapping by state."""
@@ -547,10 +651,16 @@ _LOCK_FREE = (
 
 # Made once, because a batch needs them several times.
 _of_mapping = mapped_rows.c.mapping == sa.bindparam("mapping")
-_SELECT_STATES = sa.select(*(mapped_rows.c[name] for name in RowState.__struct_fields__))
+_STATE = RowState.__struct_fields__
+_SELECT_STATES = sa.select(*(mapped_rows.c[name] for name in (*_STATE, "changed_at")))
 _FORGET = sa.delete(mapped_rows).where(_of_mapping, among(mapped_rows.c.logto_id, "ids"))
 _FIND = _SELECT_STATES.where(_of_mapping, among(mapped_rows.c.logto_id, "ids"))
 _FIND_OF_RECORDS = _SELECT_STATES.where(_of_mapping, among(mapped_rows.c.record_id, "ids"))
+# A row that is owed since its state was read: another transaction wants it to be written again.
+_is_owed_since = sa.and_(is_owed, mapped_rows.c.changed_at != sa.bindparam("read_at"))
+_FORGET_ONE = sa.delete(mapped_rows).where(
+    _of_mapping, mapped_rows.c.logto_id == sa.bindparam("id"), ~_is_owed_since
+)
 _FIND_BLOCKED = sa.select(_RECORD).where(
     _of_mapping, is_unsettled, among(mapped_rows.c.blocked_by, "blockers")
 )
@@ -558,13 +668,21 @@ _FIND_BLOCKED = sa.select(_RECORD).where(
 
 @functools.cache
 def _make_save(dialect: str) -> Any:
-    """Return an INSERT of states, which replaces what is stored."""
-    insert = insert_into(mapped_rows, dialect).values(changed_at=now())
-    names = ("row_id", "state", "reason", "blocked_by")
-    changed = {name: insert.excluded[name] for name in names}
-    return insert.on_conflict_do_update(
-        index_elements=["mapping", "logto_id"], set_={**changed, "changed_at": now()}
+    """Return an INSERT of states, which replaces what is stored. What is owed since the states were
+    read stays owed."""
+    names = ("mapping", "kind", *_STATE)
+    insert = insert_into(mapped_rows, dialect).values(
+        changed_at=now(), **{name: sa.bindparam(f"new_{name}") for name in names}
     )
+    changed: dict[str, Any] = {"row_id": insert.excluded.row_id, "changed_at": _next_change()}
+    for name in ("state", "reason", "blocked_by"):
+        changed[name] = sa.case((_is_owed_since, mapped_rows.c[name]), else_=insert.excluded[name])
+    return insert.on_conflict_do_update(index_elements=["mapping", "logto_id"], set_=changed)
+
+
+def _next_change() -> sa.ColumnElement[int]:
+    """The time of a change of a stored state: no two of them have the same."""
+    return greatest(now(), mapped_rows.c.changed_at + 1)
 
 
 class StateStore:
@@ -574,6 +692,7 @@ class StateStore:
         self._connection = connection
         self._mapping = mapping
         self._kind = kind
+        self._read_at: dict[str, int] = {}  # when the states that were read had been changed
 
     def find(self, ids: Collection[str]) -> dict[str, RowState]:
         """Find the states of records."""
@@ -587,8 +706,12 @@ class StateStore:
         return states
 
     def _find(self, query: sa.Select[Any], ids: Collection[str]) -> dict[str, RowState]:
-        rows = self._connection.execute(query, {"mapping": self._mapping, "ids": list(ids)})
-        return {row[0]: RowState(**row._mapping) for row in rows}
+        values = {"mapping": self._mapping, "ids": list(ids)}
+        states = {}
+        for *state, changed_at in self._connection.execute(query, values):
+            states[state[0]] = RowState(**dict(zip(_STATE, state, strict=True)))
+            self._read_at[state[0]] = changed_at
+        return states
 
     def release(self, blockers: Collection[str]) -> None:
         """Let what is held because of these wait instead, so that it is tried again."""
@@ -619,19 +742,34 @@ class StateStore:
         return owners
 
     def find_wanting(
-        self, row_ids: Collection[str], reasons: Collection[str]
+        self, row_ids: Collection[str], reasons: Collection[str], part: str
     ) -> dict[str, set[str]]:
-        """Return which records aren't linked to these rows for one of the reasons."""
+        """Return which records aren't linked to these rows for one of the reasons, or one with this
+        part."""
         query = sa.select(mapped_rows.c.blocked_by, mapped_rows.c.logto_id).where(
             mapped_rows.c.mapping == self._mapping,
             is_unsettled,
-            mapped_rows.c.reason.in_(reasons),
+            mapped_rows.c.reason.in_(reasons) | mapped_rows.c.reason.contains(part),
             among(mapped_rows.c.blocked_by, "row_ids"),
         )
         wanting: dict[str, set[str]] = {}
         for row_id, logto_id in self._connection.execute(query, {"row_ids": list(row_ids)}):
             wanting.setdefault(row_id, set()).add(logto_id)
         return wanting
+
+    def owes_first_rows(self, others: Collection[str], but: Collection[str]) -> bool:
+        """Whether records that have no row yet are owed one. Leave out `others`, and those for
+        which the reason begins with one of `but`."""
+        reason = sa.func.coalesce(mapped_rows.c.reason, "")
+        query = sa.select(sa.literal(1)).where(
+            mapped_rows.c.mapping == self._mapping,
+            is_owed,
+            mapped_rows.c.row_id.is_(None),
+            mapped_rows.c.blocked_by.is_distinct_from(ARRIVED),
+            *(~reason.startswith(beginning) for beginning in but),
+            ~among(mapped_rows.c.logto_id, "others"),
+        )
+        return self._connection.scalar(query.limit(1), {"others": list(others)}) is not None
 
     def save(self, states: Iterable[RowState], stored: Mapping[str, RowState]) -> None:
         """Store the states that differ from the stored ones. If a record has another row now, what
@@ -647,27 +785,28 @@ class StateStore:
         if former:
             insert = insert_into(former_rows, self._connection.dialect.name)
             self._connection.execute(insert.on_conflict_do_nothing(), former)
-        rows = [
+        rows: list[Row] = [
             {
-                "mapping": self._mapping,
-                "kind": self._kind,
-                "logto_id": state.logto_id,
-                "record_id": state.record_id,
-                "row_id": state.row_id,
-                "state": state.state,
-                "reason": state.reason,
-                "blocked_by": state.blocked_by,
+                "new_mapping": self._mapping,
+                "new_kind": self._kind,
+                **{f"new_{name}": getattr(state, name) for name in _STATE},
+                "read_at": self._read_at.get(state.logto_id, 0),
             }
             for state in states
             if state != stored.get(state.logto_id)
         ]
-        if not rows:
-            return
-        self._connection.execute(_make_save(self._connection.dialect.name), rows)
+        if rows:
+            self._connection.execute(_make_save(self._connection.dialect.name), rows)
 
     def forget(self, ids: Collection[str]) -> None:
-        """Forget records that have no row, and never had one."""
-        self._connection.execute(_FORGET, {"mapping": self._mapping, "ids": list(ids)})
+        """Forget records that have no row, and never had one, unless they are owed one since their
+        states were read."""
+        rows = [
+            {"mapping": self._mapping, "id": id_, "read_at": self._read_at.get(id_, 0)}
+            for id_ in ids
+        ]
+        if rows:
+            self._connection.execute(_FORGET_ONE, rows)
 
     def note_deletions(self, ids: Collection[str]) -> None:
         """Note that the rows of records were deleted, or unlinked, now."""
@@ -681,7 +820,7 @@ class StateStore:
         unconfirmed. Leave out `others`."""
         is_counted = sa.or_(
             self._was_deleted(window_ms),
-            sa.and_(is_unsettled, mapped_rows.c.blocked_by.in_([SECOND_ANSWER, PERMISSION])),
+            sa.and_(is_unsettled, mapped_rows.c.blocked_by.in_([SECOND_ANSWER, *_HELD])),
         )
         query = sa.select(sa.func.count()).where(
             mapped_rows.c.mapping == self._mapping,

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from logto_webhooks.database.dialect import Row, among, insert_into, now
 from logto_webhooks.database.records import (
+    LOCK_MEMBERSHIPS,
     OTHER_END,
     RecordStore,
     from_row,
@@ -123,6 +124,8 @@ class MembershipStore(RecordStore):
         ids = {"ids": [pair.id for pair in pairs]}
         if self._connection.dialect.name != "postgresql":
             return self._drop(end, pairs), self._read_newest(is_among_memberships, ids)
+        # Else the statement could change rows that differ from those in its snapshot.
+        self._connection.execute(LOCK_MEMBERSHIPS, ids).close()
         values = ids | {"ended_at": end.ended_at, "end_is_here": is_here(end)}
         newest, left = self._connection.execute(_end_statement(), values).one()
         if newest is not None and newest > end.ended_at:
@@ -377,10 +380,7 @@ def _make_ended_values(
 
 @functools.cache
 def _end_statement() -> sa.Select[Any]:
-    """Return a statement that ends memberships, and deletes their rows and roles.
-
-    It locks in no defined order, so the caller must limit its wait for locks and try again.
-    """
+    """Return a statement that ends locked memberships, and deletes their rows and roles."""
     ended_at = sa.bindparam("ended_at", type_=Millis)
     end_is_here = sa.bindparam("end_is_here", type_=sa.Boolean)
     # Reads the rows as they were before this statement.

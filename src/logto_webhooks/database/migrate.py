@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import io
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -24,7 +25,7 @@ from logto_webhooks.database.schema import (
     records,
     rejected,
 )
-from logto_webhooks.errors import SchemaMismatch, SettingInvalid
+from logto_webhooks.errors import SchemaMismatch, SchemaUnknown, SettingInvalid
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -33,30 +34,51 @@ _SCRIPTS = Path(__file__).parent / "migrations"
 _LOCK = 0x6C6F67746F  # "logto": an advisory lock, held while migrating
 
 
-def upgrade(connection: sa.Connection, schema: str | None = None) -> bool:
-    """Migrate the tables to this release, in the caller's transaction. Return whether `schema` was
-    created.
+class Migrated(Struct, frozen=True):
+    """The version of the tables after a migration, and whether the schema was created."""
+
+    version: str
+    new_schema: bool
+
+    @property
+    def is_newer(self) -> bool:
+        """Whether a newer release has migrated the tables before, so that they were left alone."""
+        return self.version > head()
+
+
+def upgrade(connection: sa.Connection, schema: str | None = None) -> Migrated:
+    """Migrate the tables to this release, in the caller's transaction. Leave those of a newer
+    release alone, because this one runs on them.
 
     On PostgreSQL, wait for others that migrate them, and create `schema` if it doesn't exist. The
     connection is detached, because a forked process or another event loop must not get it from the
     pool. The caller must close that of an asynchronous engine, because SQLAlchemy doesn't.
 
-    Raises SettingInvalid for a database that isn't in UTF-8.
+    Raises SettingInvalid for a database that isn't in UTF-8, SchemaUnknown.
     """
-    from alembic import command
-
     if not connection.dialect.is_async:
         connection.detach()
     if connection.dialect.name == "postgresql":
         _check_encoding(connection)
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
     is_new = schema is not None and not sa.inspect(connection).has_schema(schema)
+    there = version(connection, schema)
+    if there is None or there in _versions():
+        _run_migrations(connection, schema)
+        there = head()
+    elif not is_usable(there):
+        raise SchemaUnknown(_describe_place(connection, schema), there, head())
+    if connection.dialect.name == "postgresql":
+        _advance_sequences(connection, schema)
+    return Migrated(there, is_new)
+
+
+def _run_migrations(connection: sa.Connection, schema: str | None) -> None:
+    from alembic import command
+
     config = _config(schema)
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
-    if connection.dialect.name == "postgresql":
-        _advance_sequences(connection, schema)
-    return is_new
 
 
 def _advance_sequences(connection: sa.Connection, schema: str | None) -> None:
@@ -98,9 +120,22 @@ def sql(dialect: str, schema: str | None = None) -> str:
 
 def check(connection: sa.Connection, schema: str | None = None) -> None:
     """Raise SchemaMismatch if the tables are older than this release. Newer ones are usable."""
-    there, needed = version(connection, schema), head()
-    if there is None or there < needed:  # revisions have four digits
-        raise SchemaMismatch(_describe_place(connection, schema), there, needed)
+    there = version(connection, schema)
+    if is_usable(there):
+        return
+    is_older = there is None or is_number(there)
+    mismatch = SchemaMismatch if is_older else SchemaUnknown
+    raise mismatch(_describe_place(connection, schema), there, head())
+
+
+def is_usable(version: str | None) -> bool:
+    """Whether this release can use tables of a version: its own, or that of a newer release."""
+    return version is not None and is_number(version) and version >= head()
+
+
+def is_number(version: str) -> bool:
+    """Whether a version can be that of a release. They have four digits."""
+    return re.fullmatch("[0-9]{4}", version) is not None
 
 
 def _describe_place(connection: sa.Connection, schema: str | None) -> str:
@@ -120,10 +155,15 @@ def version(connection: sa.Connection, schema: str | None = None) -> str | None:
     return connection.scalar(sa.select(table.c.version_num))
 
 
-@functools.cache
 def head() -> str:
     """Return the version of the schema that this release needs."""
-    return max(script.name[:4] for script in (_SCRIPTS / "versions").glob("[0-9]*.py"))
+    return max(_versions())
+
+
+@functools.cache
+def _versions() -> frozenset[str]:
+    """Return the versions of the schema from which this release can migrate, and its own."""
+    return frozenset(script.name[:4] for script in (_SCRIPTS / "versions").glob("[0-9]*.py"))
 
 
 def _config(schema: str | None, output: io.StringIO | None = None) -> Config:
@@ -183,7 +223,7 @@ def inspect_database(
     connection: sa.Connection, place: str, free: int | None = None, schema: str | None = None
 ) -> DatabaseInfo:
     """Read the information on a database. `place` and `free` are fields of the result."""
-    there, needed = version(connection, schema), head()
+    there = version(connection, schema)
     settings: dict[str, str] = {}
     unvacuumed: list[DeadRows] | None = None
     if connection.dialect.name == "postgresql":
@@ -193,10 +233,10 @@ def inspect_database(
     return DatabaseInfo(
         place=place,
         schema=there,
-        needed=needed,
+        needed=head(),
         settings=settings,
         free=free,
-        unsettled_s=_unsettled_s(connection) if there and there >= needed else None,
+        unsettled_s=_unsettled_s(connection) if is_usable(there) else None,
         unvacuumed=unvacuumed,
     )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import json
+import logging
 import os
 import re
 import uuid
@@ -22,14 +24,13 @@ from sqlalchemy.engine.base import OptionEngine
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool, Pool
 
-from logto_webhooks import canonical_json
 from logto_webhooks.database import migrate
 from logto_webhooks.database.async_runner import AsyncRunner, drop_connection
 from logto_webhooks.database.errors import SETTING, place_of, translate_errors
-from logto_webhooks.database.migrate import DatabaseInfo, inspect_database
+from logto_webhooks.database.migrate import DatabaseInfo, Migrated, inspect_database
 from logto_webhooks.database.runner import READ_S, HandlerRunner, ThreadRunner
 from logto_webhooks.database.sessions import APP_SCHEMAS, get_schema_map, make_schema_map
-from logto_webhooks.database.store import LONGEST_S
+from logto_webhooks.database.store import WORKER_S
 from logto_webhooks.errors import SettingInvalid
 from logto_webhooks.event_loop import run_in_thread
 
@@ -38,6 +39,18 @@ LEVEL: Final = "READ COMMITTED"
 CONNECT_S: Final = 3.0
 STATEMENT_S: Final = 8.0
 _MOST_S: Final = 2_000_000.0  # PostgreSQL allows 2**31 ms
+
+
+def _hide_values(record: logging.LogRecord) -> bool:
+    """Let psycopg's logger name an error that it ignores only by its type: the server's message can
+    quote a row."""
+    if isinstance(record.msg, str) and record.msg.startswith("error ignored") and record.args:
+        *others, error = record.args if isinstance(record.args, tuple) else (record.args,)
+        record.args = (*others, type(error).__name__)
+    return True
+
+
+logging.getLogger("psycopg").addFilter(_hide_values)
 
 
 class StatementLimit:
@@ -67,8 +80,8 @@ def make_postgres_engine(
         address.url,
         isolation_level=LEVEL,
         hide_parameters=True,
-        json_serializer=lambda value: canonical_json.encode(value).decode(),
-        json_deserializer=canonical_json.decode,
+        # Not `canonical_json`, which rounds numbers: the application's tables use it, too.
+        json_serializer=partial(json.dumps, ensure_ascii=False),
         execution_options={SETTING: name},
         **(pool or _POOL),
     )
@@ -88,6 +101,10 @@ def _make_arguments(address: Address, statement_s: float | None) -> dict[str, An
         "idle_in_transaction_session_timeout": _IDLE_LIMIT,
         # Also ends statements of clients that are unreachable or have given up.
         "statement_timeout": f"{(statement_s or 0) * 1000:.0f}ms",
+        # Drivers rely on these, and a database can have other defaults.
+        "datestyle": "ISO",
+        "standard_conforming_strings": "on",
+        "client_encoding": "UTF8",
     }
     if driver == ASYNCPG:
         options: dict[str, Any] = {"command_timeout": address.choose_statement_s(statement_s)}
@@ -154,7 +171,7 @@ class Postgres:
     """A PostgreSQL server, used on the event loop or, with a synchronous engine, in threads. Only
     `migrate` migrates it."""
 
-    budget_s = LONGEST_S
+    budget_s = WORKER_S
     files: Sequence[Path] = ()
 
     def __init__(
@@ -172,20 +189,23 @@ class Postgres:
         self.place = f"{self.name}, schema {schema}" if schema else self.name  # of the tables
         self.any_loop = isinstance(engine, sa.Engine)  # whether any event loop can use it
         self._schema = schema
-        app_schemas = get_schema_map(engine)
-        options = {"schema_translate_map": make_schema_map(schema), APP_SCHEMAS: app_schemas}
+        options = {
+            "schema_translate_map": make_schema_map(schema),
+            APP_SCHEMAS: get_schema_map(engine),
+        }
         options |= {} if owns else _LEVEL
         self._engine = engine.execution_options(**options)
         self._migrator = migrator.execution_options(**options) if migrator else self._engine
-        self._runner = self._make_runner(owns, app_schemas)
+        self._runner = self._make_runner(owns)
         self.host: HandlerRunner = self._runner
 
-    def _make_runner(self, owns: bool, app_schemas: Any) -> ThreadRunner | AsyncRunner:
+    def _make_runner(self, owns: bool) -> ThreadRunner | AsyncRunner:
         add_pool = None if owns else EngineWithOwnPool
         if isinstance(self._engine, sa.Engine):
             _forget_connections_after_fork(self._engine)
-            return ThreadRunner(self._engine, add_pool, app_schemas)
-        return AsyncRunner(self._engine, add_pool, app_schemas)
+            return ThreadRunner(self._engine, add_pool)
+        unlimited = self._migrator if isinstance(self._migrator, AsyncEngine) and owns else None
+        return AsyncRunner(self._engine, add_pool, unlimited=unlimited)
 
     @classmethod
     def at(cls, url: str, schema: str | None, name: str) -> Postgres:
@@ -204,18 +224,19 @@ class Postgres:
         """Raise StoreUnavailable, or SchemaMismatch if `migrate` must be run first."""
         await self.check()
 
-    async def migrate(self) -> bool:
+    async def migrate(self) -> Migrated:
         """Migrate the tables to this release. Wait for others that migrate them, however long that
-        takes, unless the application's engine limits it. Return whether the schema was created."""
+        takes, unless the application's engine limits it. Raises StoreUnavailable, SettingInvalid,
+        SchemaUnknown."""
         engine = self._migrator
         with translate_errors(engine):
             if isinstance(engine, sa.Engine):
                 return await run_in_thread(_migrate, engine, self._schema)
             async with engine.connect() as connection:
                 try:
-                    is_new = await connection.run_sync(migrate.upgrade, self._schema)
+                    migrated = await connection.run_sync(migrate.upgrade, self._schema)
                     await connection.commit()
-                    return is_new
+                    return migrated
                 finally:
                     await drop_connection(connection)
 
@@ -270,7 +291,7 @@ def _forget_connections_after_fork(engine: sa.Engine) -> None:
         os.register_at_fork(after_in_child=forget)
 
 
-def _migrate(engine: sa.Engine, schema: str | None) -> bool:
+def _migrate(engine: sa.Engine, schema: str | None) -> Migrated:
     with engine.begin() as connection:
         return migrate.upgrade(connection, schema)
 

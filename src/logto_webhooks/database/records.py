@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 from typing import Any, Final
 
 import sqlalchemy as sa
-from msgspec import Struct, structs
+from msgspec import UNSET, Struct, structs
 from msgspec.structs import replace
 
 from logto_webhooks import canonical_json
@@ -93,7 +93,7 @@ _HEADS: Final = (
 )
 _LOCK: Final = (_ORDERED.with_for_update(read=True), _ORDERED.with_for_update())
 _LOCK_HEADS: Final = (_HEADS.with_for_update(read=True), _HEADS.with_for_update())
-_LOCK_MEMBERSHIPS: Final = (
+LOCK_MEMBERSHIPS: Final = (
     sa.select(records.c.doubtful)
     .where(is_among_memberships)
     .order_by(records.c.logto_id)
@@ -313,18 +313,20 @@ class RecordStore:
         """Find users by Logto id, local id, email, phone or username, and organizations by Logto
         id, local id or name. If none matches, find those with the query in a name, email or phone.
 
-        Deleted ones come last. An empty query finds all.
+        One with the ID comes first, deleted ones last. An empty query finds all.
         """
         table, names = MIRROR[kind], _NAME_COLUMNS[kind]
-        order = (table.c.deleted_at.is_not(None), table.c.id)
-        same = [table.c[name] == query for name in names.exact]
+        order = [table.c.deleted_at.is_not(None), table.c.id]
+        ids = [table.c[f"logto_{kind}_id"] == query]
+        ids += [table.c.id == local_id for local_id in _parse_uuid(query)]
+        same = [*ids, *(table.c[name] == query for name in names.exact)]
         same += [folded(table.c[name]) == query.lower() for name in names.any_case]
-        same += [table.c.id == local_id for local_id in _parse_uuid(query)]
         alike = [table.c[name].icontains(query, autoescape=True) for name in names.parts]
         if not query:
             alike.append(sa.true())
-        for conditions in (same, alike):
-            wanted = sa.select(table).where(sa.or_(*conditions)).order_by(*order).limit(limit)
+        for conditions, first in ((same, [sa.or_(*ids).desc()]), (alike, [])):
+            wanted = sa.select(table).where(sa.or_(*conditions)).limit(limit)
+            wanted = wanted.order_by(*first, *order)
             if rows := self._connection.execute(wanted).mappings().all():
                 return [self._with_memberships(kind, dict(row)) for row in rows]
         return []
@@ -379,7 +381,7 @@ class RecordStore:
         for kind, statement in _SELECT_MEMBERSHIPS.items():
             if ids := [end.id for end in ends if end.kind == kind]:
                 held.update(self._connection.scalars(statement, {"ids": ids}))
-        self._connection.execute(_LOCK_MEMBERSHIPS, {"ids": list(held)}).close()
+        self._connection.execute(LOCK_MEMBERSHIPS, {"ids": list(held)}).close()
 
     def _save_mirror(self, kind: Kind, changed: Sequence[Record]) -> None:
         present, absent = [], []
@@ -428,11 +430,11 @@ class _Columns(Struct, frozen=True):
 
 _NAME_COLUMNS: Final[dict[Kind, _Columns]] = {
     "user": _Columns(
-        exact=["logto_user_id", "phone", "username"],
+        exact=["phone", "username"],
         any_case=["email"],
         parts=["email", "username", "name", "phone"],
     ),
-    "organization": _Columns(exact=["logto_organization_id"], any_case=["name"], parts=["name"]),
+    "organization": _Columns(exact=[], any_case=["name"], parts=["name"]),
 }
 _NEVER_CHANGED: Final = {"id", "local_id"}
 
@@ -519,8 +521,9 @@ def to_row(record: Record) -> Row:
 
 
 def from_row(row: sa.RowMapping | Row) -> Record:
-    """Return the record of a row. Without the column `data`, its groups have no contents."""
-    data = row["data"] if "data" in row else dict.fromkeys(row["groups"])
+    """Return the record of a row. Without the column `data`, the contents of its groups are UNSET,
+    which can't be saved."""
+    data = row["data"] if "data" in row else dict.fromkeys(row["groups"], UNSET)
     return Record(
         key=Key(row["kind"], row["logto_id"]),
         groups={name: _to_group(data[name], standing) for name, standing in row["groups"].items()},

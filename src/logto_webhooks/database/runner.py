@@ -4,6 +4,7 @@ for synchronous engines, which uses threads."""
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import time
@@ -19,7 +20,7 @@ from sqlalchemy.exc import InvalidatePoolError
 
 from logto_webhooks.database.errors import diagnose, translate_errors
 from logto_webhooks.database.sessions import (
-    IN_HANDLER,
+    OF_APPLICATION,
     ConnectionWatch,
     finish_session,
     get_handler_limit,
@@ -31,10 +32,22 @@ from logto_webhooks.database.sessions import (
     use_our_schema,
     writing,
 )
-from logto_webhooks.database.store import LOCK_S, STATEMENT_S, Project, Store
-from logto_webhooks.database.threads import HAS_WRITER, DetachedCall, SerialExecutor
-from logto_webhooks.errors import StoreUnavailable, TimedOut, TimeLimitExceeded, WriterBusy
+from logto_webhooks.database.store import DRIVER_S, LOCK_S, STATEMENT_S, Project, Store
+from logto_webhooks.database.threads import (
+    HAS_WRITER,
+    DetachedCall,
+    SerialExecutor,
+)
+from logto_webhooks.errors import (
+    NoAnswer,
+    StoreUnavailable,
+    TimedOut,
+    TimeLimitExceeded,
+    WriterBusy,
+)
+from logto_webhooks.event_loop import start_thread, to_error
 
+logger = logging.getLogger("logto_webhooks")
 T = TypeVar("T")
 # For accepting: each statement is a transaction, so a silent connection leaves none open.
 ACCEPTS: Final[dict[str, Any]] = {"isolation_level": "AUTOCOMMIT", "logto_accepts": True}
@@ -44,11 +57,14 @@ CANCEL_S: Final = 0.5  # for the server to confirm that it cancelled
 CUT_S: Final = 0.5  # for a call that was cut off to end
 CLOSE_S: Final = 1.0
 _CONNECTED_AT: Final = "logto_connected_at"
-LONGEST_S: Final = 2.0  # how long a handler may hold the only writer: accepting waits meanwhile
+WRITER_S: Final = 2.0  # how long a handler may hold the only writer: accepting waits meanwhile
 WRITING_HANDLERS: Final = 1  # at once, with one writer: accepting waits for it
 MOST_STUCK: Final = 8  # abandoned calls, whose threads still wait
 CANCEL_WAIT_S: Final = 3.0
 CANCEL_EVERY_S: Final = 0.1
+OPEN_S: Final = 60.0  # for transactions that are open when a handler or a mapping is registered
+LOOK_S: Final = 0.05
+LATE_S: Final = 0.3  # for an answer that is there, but wasn't read in time
 
 
 class TransactionRunner(Protocol):
@@ -59,6 +75,9 @@ class TransactionRunner(Protocol):
 
     async def run_large(self, work: Callable[[Store], T]) -> T:
         """The same for work with large values, without blocking the event loop."""
+
+    async def run_slow(self, work: Callable[[Store], T], statement_s: float) -> T:
+        """The same for work of which a statement may take so long. It delays no other work."""
 
     async def accept(self, work: Callable[[Store], T], limit_s: float) -> T:
         """Run `Store.add` alone within a time limit. Each statement is committed by itself.
@@ -126,6 +145,30 @@ async def run_or_rehearse(runner: TransactionRunner, work: Callable[[Store], T],
         return results[-1]
 
 
+async def await_open_transactions(runner: TransactionRunner) -> None:
+    """Wait until the transactions that change records now are over. They may have read what was
+    registered before, and no list of records has yet what they will commit.
+
+    After OPEN_S, warn and go on. Raises StoreUnavailable.
+    """
+    give_up_at = time.monotonic() + OPEN_S
+    left = await runner.read(Store.open_transactions)
+    while left and time.monotonic() < give_up_at:
+        await asyncio.sleep(LOOK_S)
+        left &= await runner.read(Store.open_transactions)
+    if left:
+        logger.warning(
+            "a transaction has changed records for more than %d s: what it creates may be left out;"
+            " when it is over, run `mapping apply` or `handlers run` again",
+            OPEN_S,
+        )
+
+
+def limit_slow(statement_s: float) -> float:
+    """Return how long `run_slow` may take in all: two such statements, and the rest."""
+    return 2 * statement_s + RUN_S
+
+
 def run_and_project(work: Callable[[Store], T], store: Store) -> T:
     """Run work, and write what follows from the records that it changed."""
     result = work(store)
@@ -186,6 +229,11 @@ class HeldConnection:
         """Note that the call has begun."""
         self._began_at = time.monotonic()
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether the call has begun."""
+        return self._began_at is not None
+
     def left_s(self, limit_s: float) -> float:
         """Return how much of a call's time limit is left: all of it until it begins."""
         return limit_s - (0 if self._began_at is None else time.monotonic() - self._began_at)
@@ -207,10 +255,16 @@ class HeldConnection:
         that doesn't help either, `abandon` the call."""
         self.is_abandoned = True
         cancel()
-        done, _ = await asyncio.wait({call}, timeout=CANCEL_S)
-        if not done:
-            self.cut()
-            done, _ = await asyncio.wait({call}, timeout=CUT_S)
+        try:
+            done, _ = await asyncio.wait({call}, timeout=CANCEL_S)
+            if not done:
+                self.cut()
+                done, _ = await asyncio.wait({call}, timeout=CUT_S)
+        except asyncio.CancelledError:  # once more, so there is no time to wait
+            if not call.done():
+                self.cut()
+                abandon()
+            raise
         if not done:
             abandon()
         elif not call.cancelled():
@@ -257,12 +311,14 @@ async def await_within(
     """Await a call within a time limit. After that, or if the caller is cancelled, `end` the call.
 
     `left_s` returns how much of the limit is left because the call had to wait for its turn.
-    Raises StoreUnavailable if there is no result.
+    Raises StoreUnavailable if there is no result, and an Exception for whatever the call raised.
     """
     try:
         done, _ = await asyncio.wait({call}, timeout=limit_s)
         while not done and (more_s := left_s(limit_s)) > 0:
             done, _ = await asyncio.wait({call}, timeout=more_s)
+        if not done:  # the process may have been paused, and the answer is there by now
+            done, _ = await asyncio.wait({call}, timeout=LATE_S)
     except asyncio.CancelledError:
         await end()
         raise
@@ -270,14 +326,20 @@ async def await_within(
         if refresher is not None:
             refresher.refresh()
         await end()
-    if call.cancelled() or not call.done():
-        raise StoreUnavailable(problem=f"no answer within {limit_s:g} s")
-    return call.result()
+    if not call.done() or (call.cancelled() and not done):
+        raise NoAnswer(problem=f"no answer within {limit_s:g} s")
+    try:
+        return call.result()
+    except Exception:
+        raise
+    except BaseException as error:  # nobody cancelled the call
+        raise to_error(error) from error
 
 
 class PoolRefresher:
-    """Replaces connections of engines that were opened before the last call without an answer, or
-    before the last error that a new session may not have, such as that the session is read-only."""
+    """Replaces connections of engines that were opened before the last call without an answer
+    (within our limit, or the driver's), or before the last error that a new session may not have,
+    such as that the session is read-only."""
 
     def __init__(self) -> None:
         self._engines: set[sa.Engine] = set()
@@ -297,17 +359,24 @@ class PoolRefresher:
 
     def _note_connected(self, connection: Any, record: Any) -> None:
         record.info[_CONNECTED_AT] = time.monotonic()
+        # asyncpg has no public way to ask for its command_timeout.
+        config = getattr(getattr(connection, "driver_connection", None), "_config", None)
+        record.info[DRIVER_S] = getattr(config, "command_timeout", None)
 
     def _refuse_stale(self, connection: Any, record: Any, proxy: Any) -> None:
         if self._is_stale(record):
             raise InvalidatePoolError()
 
     def _note_error(self, context: sa.engine.ExceptionContext) -> None:
-        options = context.connection.get_execution_options() if context.connection else {}
-        if context.engine not in self._engines or options.get(IN_HANDLER):
-            return  # an error in the application's SQL, which may be frequent
-        diagnostics = diagnose(context.original_exception)
-        if diagnostics is not None and diagnostics.is_of_session:
+        options = getattr(context.execution_context, "execution_options", {})
+        if context.connection is not None:
+            options = {**context.connection.get_execution_options(), **options}
+        if context.engine not in self._engines or options.get(OF_APPLICATION):
+            return  # an error about the application's tables, which may be frequent
+        error = context.original_exception
+        diagnostics = diagnose(error)
+        is_silent = context.connection is not None and isinstance(error, TimeoutError)
+        if is_silent or (diagnostics is not None and diagnostics.is_of_session):
             self.refresh()
 
     def _close_stale(self, connection: Any, record: Any) -> None:
@@ -359,6 +428,17 @@ class OurEngine:
         return self._own
 
 
+def close_returned(pool: sa.Pool) -> None:
+    """Let connections that were in use when their pool was disposed of be closed when they return:
+    nobody else would close them."""
+
+    def close(connection: Any, record: Any) -> None:
+        if connection is not None:
+            record.invalidate()
+
+    event.listen(pool, "checkin", close)
+
+
 class ThreadRunner:
     """Runs transactions on a synchronous engine, in threads. Writes run in the order of calls."""
 
@@ -370,13 +450,11 @@ class ThreadRunner:
         self,
         engine: sa.Engine,
         add_pool: Callable[[sa.Engine], sa.Engine] | None = None,
-        app_schemas: Any = None,
     ) -> None:
-        """`add_pool`: of OurEngine, if `engine` is the application's. `app_schemas`: the
-        application's schema_translate_map."""
+        """`add_pool`: of OurEngine, if `engine` is the application's."""
         self._engine = engine
-        self._app_schemas = app_schemas
         self._writer = SerialExecutor("logto-writer")
+        self._slow_writer = SerialExecutor("logto-slow-writer")
         self._reader = SerialExecutor("logto-reader")
         self._long_reader = SerialExecutor("logto-long-reader")
         # With several writers, accepting doesn't wait for a worker's transaction.
@@ -400,6 +478,16 @@ class ThreadRunner:
     async def run_large(self, work: Callable[[Store], T]) -> T:
         """The same, because all work runs in threads."""
         return await self.run(work)
+
+    async def run_slow(self, work: Callable[[Store], T], statement_s: float) -> T:
+        """The same for work of which a statement may take so long, in a thread of its own.
+
+        With one writer, this is `run`, which has no time limit.
+        """
+        if self._one_writer:
+            return await self.run(work)
+        write = partial(self._write, work, statement_s=statement_s)
+        return await self._within(limit_slow(statement_s), self._slow_writer, write)
 
     async def accept(self, work: Callable[[Store], T], limit_s: float) -> T:
         """Run each statement as a transaction of its own, within a time limit.
@@ -469,12 +557,15 @@ class ThreadRunner:
     async def close(self) -> None:
         """End threads and close connections. A thread that is stuck is abandoned."""
         self._writer.close(CLOSE_S)
+        self._slow_writer.close(CLOSE_S)
         self._reader.close(CLOSE_S)
         self._long_reader.close(CLOSE_S)
         if self._acceptor is not self._writer:
             self._acceptor.close(CLOSE_S)
         if (own := self._ours.own) is not None:
+            pool = own.pool
             own.dispose()
+            close_returned(pool)
 
     async def _within(
         self,
@@ -510,11 +601,12 @@ class ThreadRunner:
         called = asyncio.ensure_future(executor.run(begin))
 
         def cancel() -> None:
-            Thread(target=held.cancel, name="logto-canceller", daemon=True).start()
+            with suppress(StoreUnavailable):  # then the connection is cut off
+                start_thread(Thread(target=held.cancel, name="logto-canceller", daemon=True))
 
         def abandon() -> None:
             called.cancel()
-            if thread := executor.abandon():
+            if held.has_begun and (thread := executor.abandon()):
                 self._abandoned.append(thread)
 
         end = partial(held.end, called, cancel, abandon)
@@ -522,15 +614,17 @@ class ThreadRunner:
             return await await_within(limit_s, called, end, self._refresher)
         return await await_within(limit_s, called, end, self._refresher, held.left_s)
 
-    def _write(self, work: Callable[[Store], T], held: HeldConnection) -> T:
+    def _write(
+        self, work: Callable[[Store], T], held: HeldConnection, statement_s: float = STATEMENT_S
+    ) -> T:
         # The transaction begins with the first statement: what `work` does before delays nobody.
         try:
             with self._connect(held) as connection:
                 store = Store(connection, self.project)
-                store.limit_waits(LOCK_S, STATEMENT_S)
+                store.limit_waits(LOCK_S, statement_s)
                 result = run_and_project(work, store)
                 held.check()
-                connection.commit()
+                self._commit(connection)
             self._check_commit()
         except TimedOut:
             raise
@@ -569,12 +663,12 @@ class ThreadRunner:
     ) -> bool:
         """Return whether to close the connection, because others should not get it."""
         watch = ConnectionWatch(connection)
-        with handler_savepoint(connection), lend(connection, self._app_schemas):
+        with handler_savepoint(connection), lend(connection):
             session = make_session(kind, connection)
-            if not called.wait(partial(call, session), LONGEST_S if self._one_writer else None):
+            if not called.wait(partial(call, session), WRITER_S if self._one_writer else None):
                 self._stop(connection)
                 connection.invalidate()
-                raise TimeLimitExceeded(seconds=LONGEST_S)
+                raise TimeLimitExceeded(seconds=WRITER_S)
             finish_session(session)
         to_close = watch.restore()
         finish(Store(connection))
@@ -595,6 +689,13 @@ class ThreadRunner:
             held.holding(connection),
         ):
             yield connection
+
+    def _commit(self, connection: sa.Connection) -> None:
+        try:
+            connection.commit()
+        except BaseException:
+            connection.invalidate()  # SQLite keeps the transaction open
+            raise
 
     def _check_commit(self) -> None:
         """Raise StoreUnavailable if the last commit may be lost."""

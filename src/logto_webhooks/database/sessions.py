@@ -17,16 +17,18 @@ from logto_webhooks.errors import SettingInvalid, TableIsReadOnly, TransactionEn
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.orm import Session, SessionTransaction
 
 # A session commits or rolls back only a savepoint. All is committed with the job's state "done".
 SESSION: Final[dict[str, Any]] = {
     "join_transaction_mode": "create_savepoint",
     "expire_on_commit": False,
 }
+_CLOSED: Final = "logto_webhooks_closed"
 _FAILED: Final = "25P02"  # PostgreSQL's: in_failed_sql_transaction
 # PostgreSQL's: no_active_sql_transaction, invalid_savepoint_specification
 _ENDED: Final = ("25P01", "3B001")
-IN_HANDLER: Final = "logto_in_handler"  # an option of a connection while a handler has it
+OF_APPLICATION: Final = "logto_of_application"  # an option: the SQL is the application's
 INTERNAL: Final = "logto_internal"  # the same while it runs statements of this package
 APP_SCHEMAS: Final = "logto_app_schemas"  # where the application's tables are
 _SCHEMA_MAP: Final = "schema_translate_map"
@@ -53,12 +55,12 @@ def get_schema_map(engine: sa.Engine | sa.Connection | AsyncEngine) -> Any:
 
 
 @contextmanager
-def lend(connection: sa.Connection, app_schemas: Any) -> Iterator[None]:
-    """Lend the connection to a handler within the block. Its schema_translate_map is the
-    application's, `app_schemas`, and the handler can't commit."""
+def lend(connection: sa.Connection) -> Iterator[None]:
+    """Lend the connection to a handler within the block. Its schema_translate_map is then the
+    application's, and the handler can't commit."""
     event.listen(connection, "commit", _refuse)
     try:
-        with _use_schema_map(connection, app_schemas, **{IN_HANDLER: True}):
+        with _use_schema_map(connection, _get_app_schemas(connection), **{OF_APPLICATION: True}):
             yield
     finally:
         event.remove(connection, "commit", _refuse)
@@ -75,13 +77,18 @@ def use_our_schema(engine: sa.Engine, connection: sa.Connection) -> AbstractCont
 
 
 def use_schema(connection: sa.Connection, schema: str | None) -> AbstractContextManager[None]:
-    """Use `schema` for our tables on a connection within the block."""
-    return _use_schema_map(connection, make_schema_map(schema))
+    """Use `schema` for our tables on an application's connection within the block."""
+    options = {APP_SCHEMAS: get_schema_map(connection)}
+    return _use_schema_map(connection, make_schema_map(schema), **options)
 
 
 def use_app_schemas(connection: sa.Connection) -> AbstractContextManager[None]:
     """Use the application's schema_translate_map on a connection within the block."""
-    return _use_schema_map(connection, connection.get_execution_options().get(APP_SCHEMAS))
+    return _use_schema_map(connection, _get_app_schemas(connection))
+
+
+def _get_app_schemas(connection: sa.Connection) -> Any:
+    return connection.get_execution_options().get(APP_SCHEMAS)
 
 
 def make_schema_map(schema: str | None) -> dict[str | None, str | None] | None:
@@ -91,12 +98,13 @@ def make_schema_map(schema: str | None) -> dict[str | None, str | None] | None:
 
 @contextmanager
 def _use_schema_map(connection: sa.Connection, schema_map: Any, **options: Any) -> Iterator[None]:
-    before = get_schema_map(connection)
-    connection.execution_options(**{_SCHEMA_MAP: schema_map}, **options)
+    options[_SCHEMA_MAP] = schema_map
+    before = connection.get_execution_options()
+    connection.execution_options(**options)
     try:
         yield
     finally:
-        connection.execution_options(**{_SCHEMA_MAP: before}, **dict.fromkeys(options))
+        connection.execution_options(**{name: before.get(name) for name in options})
 
 
 @contextmanager
@@ -116,7 +124,8 @@ def writing(connection: sa.Connection) -> Iterator[None]:
     """Begin a transaction that can read records and change them, on an application's connection.
     If the block raises, what it wrote and locked is undone.
 
-    Raises SettingInvalid in autocommit mode, in which a lock ends with its statement.
+    Raises SettingInvalid in autocommit mode, in which a lock ends with its statement, and at
+    REPEATABLE READ or SERIALIZABLE: a statement after a lock must see what others committed before.
     """
     began = _begin_writing(connection)
     savepoint = connection.begin_nested()
@@ -148,6 +157,15 @@ def _begin_writing(connection: sa.Connection) -> bool:
     ):
         problem = "it is in autocommit mode, but this needs a transaction: use another session"
         raise SettingInvalid(name="session", problem=problem)
+    # Only the server knows: a driver knows neither its default nor what SET TRANSACTION has set.
+    level = connection.scalar(sa.select(sa.func.current_setting("transaction_isolation")))
+    if level in ("repeatable read", "serializable"):
+        problem = (
+            f"its transaction is at {level.upper()}, but this must see what others commit: use a "
+            'READ COMMITTED session, such as of engine.execution_options(isolation_level="READ '
+            'COMMITTED"), or call ensure_user without session='
+        )
+        raise SettingInvalid(name="session", problem=problem)
     return False
 
 
@@ -160,14 +178,50 @@ def make_session_error(session: object, wanted: str, advice: str = "") -> Settin
 
 def make_session(kind: type, connection: sa.Connection) -> Any:
     """Return the Connection, or a Session or a subclass of it on that connection."""
-    return connection if kind is sa.Connection else kind(bind=connection, **SESSION)
+    if kind is sa.Connection:
+        return connection
+    session = kind(bind=connection, **SESSION)
+    note_closing(session)
+    return session
 
 
 def finish_session(session: Any) -> None:
-    """Write the pending changes of a session and close it. A Connection has none."""
+    """Write the pending changes of a session and close it. A Connection has none. Raises
+    TransactionEnded."""
     if not isinstance(session, sa.Connection):
+        check_not_closed(session)
         session.commit()
         session.close()
+
+
+def note_closing(session: Session) -> None:
+    """Note in a session if it is closed in the middle of a transaction, such as by `with session:`.
+    SQLAlchemy then silently rolls back what was written."""
+    is_committed = False
+
+    def note_commit(session: Session) -> None:
+        nonlocal is_committed
+        is_committed = True
+
+    def note_end(session: Session, transaction: SessionTransaction) -> None:
+        nonlocal is_committed
+        if not is_committed and transaction.parent is None:
+            session.info[_CLOSED] = transaction
+        is_committed = False
+
+    def note_rollback(session: Session, transaction: SessionTransaction) -> None:
+        if session.info.get(_CLOSED) is transaction:
+            del session.info[_CLOSED]
+
+    event.listen(session, "after_commit", note_commit)
+    event.listen(session, "after_transaction_end", note_end)
+    event.listen(session, "after_soft_rollback", note_rollback)  # after its end
+
+
+def check_not_closed(session: Session) -> None:
+    """Raises TransactionEnded if a session was closed in the middle of a transaction."""
+    if _CLOSED in session.info:
+        raise TransactionEnded()
 
 
 def roll_back_savepoint(
@@ -332,6 +386,9 @@ class ConnectionWatch:
         return self._may_outlast or after != self._before
 
     def _watch(self, connection: Any, cursor: Any, statement: str, *others: Any) -> None:
+        # A constraint or trigger with ROLLBACK ends it. Further statements would commit at once.
+        if self._sqlite and not connection.connection.driver_connection.in_transaction:
+            raise TransactionEnded()
         is_ours = "logto_" not in statement or connection.get_execution_options().get(INTERNAL)
         if not is_ours and (table := find_written_table(statement)):
             raise TableIsReadOnly(table=table)

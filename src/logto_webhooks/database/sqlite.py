@@ -22,9 +22,17 @@ from sqlalchemy.pool import QueuePool
 from logto_webhooks import private_files
 from logto_webhooks.database import migrate
 from logto_webhooks.database.errors import NO_PERMISSION, SETTING, translate_errors
-from logto_webhooks.database.migrate import DatabaseInfo, inspect_database
-from logto_webhooks.database.runner import HandlerRunner, ThreadRunner
-from logto_webhooks.errors import SettingInvalid, StoreUnavailable
+from logto_webhooks.database.migrate import DatabaseInfo, Migrated, inspect_database
+from logto_webhooks.database.runner import HandlerRunner, HeldConnection, ThreadRunner
+from logto_webhooks.database.sessions import APP_SCHEMAS, get_schema_map
+from logto_webhooks.database.statement_limits import (
+    LOSSES,
+    CommitRefused,
+    Losses,
+    TransactionLost,
+)
+from logto_webhooks.database.store import STATEMENT_S, Store
+from logto_webhooks.errors import SettingInvalid, StoreUnavailable, TimedOut
 from logto_webhooks.event_loop import run_in_thread
 from logto_webhooks.private_files import LockFile
 
@@ -34,6 +42,7 @@ logger = logging.getLogger("logto_webhooks")
 BUSY_S: Final = 3.0  # a request can wait that long twice: for the worker and by itself
 LOOK_S: Final = 0.001  # how often it looks for the write lock
 _WAL_PAGES: Final = 4000  # 16 MB: checkpoints take time from commits that accept
+TRIES_S: Final = 3.0  # for a transaction that is tried without slow rows, because accepting waits
 READS: Final = {"logto_reads": True}  # options of a connection
 
 
@@ -48,12 +57,13 @@ def make_sqlite_engine(
     """
     uri = f"{file.absolute().as_uri()}?mode=rw"
     named = sa.URL.create("sqlite", database=str(file))  # for messages: the creator opens it
+    app_schemas = None if application is None else get_schema_map(application)
     engine = sa.create_engine(
         named,
         creator=partial(sqlite3.connect, uri, uri=True, timeout=BUSY_S, check_same_thread=False),
         poolclass=QueuePool,
         hide_parameters=True,
-        execution_options={SETTING: setting},
+        execution_options={SETTING: setting, APP_SCHEMAS: app_schemas},
     )
     if application is not None:
         event.listen(engine, "connect", partial(_call_listeners, application))
@@ -245,6 +255,32 @@ class FileRunner(ThreadRunner):
         super().__init__(engine)
         self._guard = guard
 
+    def _write(
+        self, work: Callable[[Store], T], held: HeldConnection, statement_s: float = STATEMENT_S
+    ) -> T:
+        """Run work and commit. If rows of the application take too long, so that the transaction is
+        lost, try it again without these rows, and in the end without any."""
+        losses = Losses()
+
+        def run(store: Store) -> T:
+            store.connection.execution_options(**{LOSSES: losses})
+            return work(store)
+
+        give_up_at = time.monotonic() + TRIES_S
+        while not losses.is_last_try:
+            losses.is_last_try = time.monotonic() > give_up_at
+            try:
+                return super()._write(run, held, statement_s)
+            except TransactionLost as lost:
+                losses.add(lost)
+        raise TimedOut(problem="rows of the application's tables take too long")
+
+    def _commit(self, connection: sa.Connection) -> None:
+        try:
+            super()._commit(connection)
+        except sa.exc.IntegrityError as error:
+            raise CommitRefused() from error
+
     def _check_commit(self) -> None:
         self._guard.check()
 
@@ -300,15 +336,17 @@ class SqliteFile:
         return [Path(f"{self.file}{end}") for end in ("", "-wal", "-shm", "-journal", "-worker")]
 
     async def open(self) -> None:
-        """Create the file if it doesn't exist, and migrate it. Raises SettingInvalid."""
+        """Create the file if it doesn't exist, and migrate it.
+
+        Raises SettingInvalid, SchemaUnknown, StoreUnavailable.
+        """
         self._guard.reset()  # the files beside it were deleted with the last connection
         await self.migrate()
 
-    async def migrate(self) -> bool:
-        """Migrate the tables to this release. Return False: a file has no schemas."""
+    async def migrate(self) -> Migrated:
+        """Migrate the tables to this release. Raises as `open` does."""
         create_file(self.file, self._setting)
-        await run_in_thread(self._migrate)
-        return False
+        return await run_in_thread(self._migrate)
 
     def allow_statements(self, seconds: float) -> None:
         """Do nothing: SQLite doesn't limit statements."""
@@ -329,9 +367,9 @@ class SqliteFile:
         """Return whether this process may run workers: one per file, others are spares."""
         return self._worker.acquire()
 
-    def _migrate(self) -> None:
+    def _migrate(self) -> Migrated:
         with translate_errors(self._engine), self._engine.begin() as connection:
-            migrate.upgrade(connection)
+            return migrate.upgrade(connection)
 
     def _check(self) -> None:
         self._look(migrate.check)

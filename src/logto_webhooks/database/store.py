@@ -31,7 +31,9 @@ from logto_webhooks.database.schema import (
     queue_keys,
     records,
 )
+from logto_webhooks.database.sessions import get_schema_map
 from logto_webhooks.database.signing_keys import KeyStore
+from logto_webhooks.database.statement_limits import limit_waits
 from logto_webhooks.deliveries import Status
 from logto_webhooks.records.record import Key
 from logto_webhooks.retries import LONGEST_WAIT_S
@@ -40,14 +42,16 @@ T = TypeVar("T")
 # Writes the rows of changed records; returns the names of the registered mappings that it wrote.
 Project = Callable[[sa.Connection, Collection[Key], Mapping[str, RegisteredMapping]], set[str]]
 LOCK_S: Final = 1.0  # how long our transactions wait for a lock
+DRIVER_S: Final = "logto_driver_s"  # in a connection's info: how long its driver waits
 STATEMENT_S: Final = 5.0  # how long one of their statements may take
-LONGEST_S: Final = 1.0  # for a worker's transaction, if it delays only other workers
+WORKER_S: Final = 1.0  # for a worker's transaction, if it delays only other workers
 RECOVER: Final = "recover"
 RECONCILE: Final = "reconcile"
-# Only until the transaction ends, because the connection may be the application's.
-_LIMIT_WAITS: Final = sa.select(
-    sa.func.set_config("lock_timeout", sa.bindparam("lock", type_=sa.Text), sa.true()),
-    sa.func.set_config("statement_timeout", sa.bindparam("statement", type_=sa.Text), sa.true()),
+_SELECT_OPEN: Final = sa.text(
+    "SELECT virtualtransaction FROM pg_locks WHERE relation = CAST(:table AS regclass)"
+    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    " AND mode IN ('RowShareLock', 'RowExclusiveLock') AND granted"
+    " AND pid IS DISTINCT FROM pg_backend_pid()"
 )
 _SELECT_NOTED: Final = sa.select(
     installation.c.installed_at, installation.c.clock_noted_at, installation.c.clock_moved_ms
@@ -125,6 +129,10 @@ class Store(DeliveryStore, MembershipStore):
         """Lock those of the records that nobody else has locked, and return them."""
         return lock_free_records(self._connection, keys)
 
+    def owe_rows(self) -> None:
+        """Write none of the application's rows in this transaction: they are owed."""
+        self._project = None
+
     def project_changes(self) -> None:
         """Write the rows of registered mappings that follow from the records that changed since the
         last call. Those that this process can't write are owed."""
@@ -164,10 +172,24 @@ class Store(DeliveryStore, MembershipStore):
 
     def limit_waits(self, lock_s: float, statement_s: float) -> None:
         """Limit this transaction's waits for locks, and its statements, if the database can: after
-        that, TimedOut is raised. A runner sets LOCK_S and STATEMENT_S."""
+        that, TimedOut is raised. A runner sets LOCK_S and STATEMENT_S.
+
+        The server's limit is shorter than the driver's, after which the connection is lost.
+        """
         if self._connection.dialect.name == "postgresql":
-            limits = {"lock": f"{lock_s * 1000:.0f}", "statement": f"{statement_s * 1000:.0f}"}
-            self._connection.execute(_LIMIT_WAITS, limits).close()
+            driver_s = self._connection.info.get(DRIVER_S)
+            statement_s = statement_s if driver_s is None else min(statement_s, 0.8 * driver_s)
+            limit_waits(self._connection, f"{lock_s * 1000:.0f}", f"{statement_s * 1000:.0f}")
+
+    def open_transactions(self) -> set[str]:
+        """Return the names of the other open transactions that have written or locked records.
+        Empty on SQLite, where only one at a time writes."""
+        if self._connection.dialect.name != "postgresql":
+            return set()
+        schema = (get_schema_map(self._connection) or {}).get(None)
+        quote = self._connection.dialect.identifier_preparer.quote
+        table = ".".join(quote(name) for name in (schema, records.name) if name)
+        return set(self._connection.scalars(_SELECT_OPEN, {"table": table}))
 
     def checkpoint(self, name: str) -> Checkpoint | None:
         """Return how far the work `name` has come; None if it never began."""
@@ -226,7 +248,8 @@ class Store(DeliveryStore, MembershipStore):
         )
 
     def set_clock_back(self, by_ms: int, moved: int) -> None:
-        """Make all future due times earlier by `by_ms`, and note the time of the clock.
+        """Make all future due times earlier by `by_ms`, and the times when handlers were registered
+        that are in the future now, and note the time of the clock.
 
         Each process notices that the clock was set back, but only one may move due times: a lease
         that is moved twice expires while its job runs. So this does nothing if the total is no
@@ -245,6 +268,7 @@ class Store(DeliveryStore, MembershipStore):
             in_order = by_code(queue_keys.c.handler), by_code(queue_keys.c.queue_key)
             waiting = sa.select(queue_keys.c.id).where(later).order_by(*in_order)
             self._bring_forward(queue_keys, waiting, moment, by_ms)
+            self.jobs.set_clock_back(moment, by_ms)
             if installed_at > moment:
                 installed_at = min(installed_at - by_ms, moment)
         self._save_installation(installed_at, moment, moved_before + by_ms)

@@ -10,14 +10,15 @@ import asyncio
 import contextvars
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import CancelledError, Future, InvalidStateError
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar, cast
 
-from logto_webhooks.event_loop import run_for
+from logto_webhooks.errors import StoreUnavailable
+from logto_webhooks.event_loop import run_for, start_thread, to_error
 
 if TYPE_CHECKING:
     from greenlet import greenlet
@@ -40,7 +41,8 @@ class SerialExecutor:
         self._queue: SimpleQueue[_Work | None] = SimpleQueue()
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Run work in the thread. Raises what it raises."""
+        """Run work in the thread. Raises what it raises, and StoreUnavailable if the system has no
+        more threads."""
         done: Future[T] = Future()
         with self._lock:
             self._start()
@@ -64,17 +66,23 @@ class SerialExecutor:
                 while True:
                     waiting.append(self._queue.get_nowait())
             self._queue.put(None)
-            if waiting:
-                self._start()
-            for work in waiting:
-                self._queue.put(work)
+            try:
+                if waiting:
+                    self._start()
+            except StoreUnavailable as error:
+                for done, _ in filter(None, waiting):
+                    if done.set_running_or_notify_cancel():
+                        done.set_exception(error)
+            else:
+                for work in waiting:
+                    self._queue.put(work)
         return thread
 
     def _start(self) -> None:
         if self._thread is None or not self._thread.is_alive():
             self._queue = SimpleQueue()
             self._thread = Thread(target=_serve, args=(self._queue,), name=self._name, daemon=True)
-            self._thread.start()
+            start_thread(self._thread)
 
 
 def _serve(queue: SimpleQueue[_Work | None]) -> None:
@@ -140,10 +148,11 @@ RUNNING: Final[contextvars.ContextVar[Running | None]] = contextvars.ContextVar(
 class Detachable:
     """A call that can be abandoned, and is then counted until it ends."""
 
-    def __init__(self) -> None:
-        running = RUNNING.get()
+    def __init__(self, abandoned: AbandonedCalls | None = None) -> None:
+        """`abandoned` counts it instead of the running handler's."""
+        running = RUNNING.get() if abandoned is None else None
         self.handler = running.handler if running else ""
-        self._abandoned = running.abandoned if running else AbandonedCalls()
+        self._abandoned = running.abandoned if running else abandoned or AbandonedCalls()
         self.is_over = True  # until it starts
 
     def cancel(self) -> None:
@@ -153,9 +162,11 @@ class Detachable:
 class DetachedCall(Detachable, Generic[T]):
     """A call in its own thread."""
 
-    def __init__(self, *, has_writer: bool = False) -> None:
+    def __init__(
+        self, abandoned: AbandonedCalls | None = None, *, has_writer: bool = False
+    ) -> None:
         """`has_writer`: whether the call holds the database's only writer."""
-        super().__init__()
+        super().__init__(abandoned)
         self._done: Future[T] = Future()
         self._context = contextvars.copy_context()
         self._context.run(HAS_WRITER.set, has_writer)
@@ -195,8 +206,8 @@ class DetachedCall(Detachable, Generic[T]):
         # An exiting process doesn't wait for a daemon thread.
         thread = Thread(target=self._run, args=(work,), name="logto-handler", daemon=True)
         try:
-            thread.start()
-        except RuntimeError:  # the system has no more threads
+            start_thread(thread)
+        except StoreUnavailable:
             self.is_over = True
             raise
 
@@ -206,17 +217,11 @@ class DetachedCall(Detachable, Generic[T]):
         except BaseException as error:
             self._abandoned.end(self)
             with suppress(InvalidStateError):
-                self._done.set_exception(_to_error(error))
+                self._done.set_exception(to_error(error))
         else:
             self._abandoned.end(self)
             with suppress(InvalidStateError):
                 self._done.set_result(result)
-
-
-def _to_error(error: BaseException) -> BaseException:
-    # Instead of being raised, these would end the event loop or the coroutine that waits.
-    ends = issubclass(type(error), (StopIteration, GeneratorExit, SystemExit, KeyboardInterrupt))
-    return RuntimeError(f"the handler raised {type(error).__name__}") if ends else error
 
 
 END_S: Final = 1.0
@@ -234,6 +239,7 @@ class GreenletBridge:
         self._loop = asyncio.get_running_loop()
         self._lock = Lock()
         self._closed = False
+        self._dropped = Event()  # set when nothing is left of the connection
         self._task: asyncio.Task[Any] | None = None
 
     def run(self, work: Callable[[], T]) -> T:
@@ -245,18 +251,24 @@ class GreenletBridge:
             try:
                 value = self._await(result)
             except BaseException:
-                result = inner.throw(*sys.exc_info())
+                with _closing_by_force():
+                    result = inner.throw(*sys.exc_info())
             else:
                 result = inner.switch(value)
         return cast(T, result)
 
-    async def close(self) -> None:
-        """Cancel the statement that runs, and refuse further ones."""
+    async def close(self, drop: Callable[[], Awaitable[None]]) -> None:
+        """Cancel the statement that runs, refuse further ones, and drop the connection. The thread
+        goes on only after that: SQLAlchemy couldn't drop it there, without an event loop."""
         with self._lock:
             self._closed = True
-        if self._task is not None and not self._task.done():
-            self._task.cancel()
-            await asyncio.wait([self._task], timeout=END_S)
+        try:
+            if self._task is not None and not self._task.done():
+                self._task.cancel()
+                await asyncio.wait([self._task], timeout=END_S)
+            await drop()
+        finally:
+            self._dropped.set()
 
     def _await(self, awaitable: Awaitable[Any]) -> Any:
         coroutine = self._run_on_loop(awaitable)
@@ -266,7 +278,12 @@ class GreenletBridge:
             coroutine.close()
             _close(awaitable)
             raise CancelledError() from None
-        return future.result()
+        try:
+            return future.result()
+        except BaseException:
+            if self._closed:
+                self._dropped.wait()
+            raise
 
     async def _run_on_loop(self, awaitable: Awaitable[Any]) -> Any:
         with self._lock:
@@ -276,6 +293,27 @@ class GreenletBridge:
             raise CancelledError()
         self._task = asyncio.current_task()
         return await awaitable
+
+
+class _NoLoop(asyncio.AbstractEventLoop):
+    """The event loop of a thread that has none."""
+
+    def create_task(self, coro: Any, **options: Any) -> Any:
+        """Refuse. SQLAlchemy takes this for a connection that can't be closed in time."""
+        coro.close()
+        raise TimeoutError
+
+
+@contextmanager
+def _closing_by_force() -> Iterator[None]:
+    """Let SQLAlchemy close a connection that failed by force: it would do so by a task, but this
+    thread has no event loop."""
+    loop: Any = _NoLoop  # a type checker wants all methods
+    asyncio.set_event_loop(loop())
+    try:
+        yield
+    finally:
+        asyncio.set_event_loop(None)
 
 
 def _make_greenlet(work: Callable[[], Any]) -> greenlet:

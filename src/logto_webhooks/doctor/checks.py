@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from logto_webhooks.clock import SystemClock, to_iso
 from logto_webhooks.database.mapped_rows import NOT_WRITTEN, UnwrittenRows
+from logto_webhooks.database.migrate import is_number, is_usable
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import (
     RECENT,
@@ -91,7 +92,9 @@ async def check_database(context: CheckContext) -> list[Finding]:
         return [make_finding("schema_missing", place=info.place)]
     if info.schema == info.needed:
         return [make_ok(f"{info.place} has the tables of this release.")]
-    code = "schema_old" if info.schema < info.needed else "schema_newer"
+    if not is_number(info.schema):
+        return [make_finding("schema_unknown", found=info.schema)]
+    code = "schema_newer" if is_usable(info.schema) else "schema_old"
     return [make_finding(code, found=info.schema, needed=info.needed)]
 
 

@@ -25,7 +25,7 @@ from logto_webhooks.logto.api_responses import ApiResponse
 from logto_webhooks.logto.webhooks import Webhook, is_ours, parse_webhook
 from logto_webhooks.settings import Settings, split_keys
 from logto_webhooks.signing_keys import WebhookKey
-from logto_webhooks.validation import strip_url
+from logto_webhooks.validation import is_url, strip_url
 
 if TYPE_CHECKING:
     import httpx2
@@ -208,7 +208,8 @@ class CheckContext:
                 break
 
     async def _count_entries(self, entries: Sequence[Any], now: int, summary: LogSummary) -> None:
-        """Count failures, and entries that are missing in the inbox."""
+        """Count failures, and entries that are missing in the inbox. An entry that can't be read is
+        neither."""
         parsed = {
             id(entry): delivery
             for entry in entries
@@ -222,21 +223,25 @@ class CheckContext:
         summary.entries += len(entries)
         recover_ms = 2 * self.settings.recover_every_s * 1000
         for entry in entries:
+            ended_at = delivery_log.read_end(entry)
+            if ended_at is None:
+                continue
             cause, is_missing = delivery_log.failure_cause(entry), id(entry) in missing
             if cause == delivery_log.ANSWERED:
                 summary.answered += is_missing
                 continue
-            if is_missing or entry["createdAt"] > now - _FRESH_MS:
+            if is_missing or ended_at > now - _FRESH_MS:
                 summary.causes[cause] = summary.causes.get(cause, 0) + 1
             else:
                 summary.recovered += 1
             if is_missing:
-                is_recent = entry["createdAt"] > now - recover_ms
+                is_recent = ended_at > now - recover_ms
                 summary.recent += is_recent
                 summary.late += not is_recent
 
 
 Problem = Literal[
+    "address_invalid",
     "address_refused",
     "address_unknown",
     "address_unreachable",
@@ -266,6 +271,8 @@ class ProbeResult(Struct, frozen=True, kw_only=True):
 
 async def probe_url(url: str, limit_s: float) -> ProbeResult:
     """Post once, unsigned, within a time limit, without following redirects."""
+    if not is_url(url):  # Logto accepts any text
+        return ProbeResult(problem="address_invalid")
     # Imported here, because applications need no HTTP client.
     import httpx2
 

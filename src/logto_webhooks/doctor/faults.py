@@ -114,6 +114,10 @@ FAULTS: Final[dict[str, Fault]] = {
         "The tables are of version {found}, but this release needs version {needed}.",
         "Run: logto-webhooks migrate",
     ),
+    "schema_unknown": _broken(
+        "The tables are of version {found}, which no release has.",
+        "Restore the version in the table logto_schema_version, or use another database.",
+    ),
     "schema_newer": _warning(
         "The tables are of version {found}, which is newer than version {needed} of this release.",
         "This works for now. Upgrade this process to the release that migrated the tables.",
@@ -217,7 +221,9 @@ FAULTS: Final[dict[str, Fault]] = {
     "mapping_blocked": _broken(
         f"{_NOT_WRITTEN}.",
         "If a table or a column is missing, run your migrations. If a row is locked, end the "
-        "transaction that has locked it. If a permission is missing, grant it.",
+        "transaction that has locked it. If a permission is missing, grant it. If writing a row "
+        "takes long, add an index on each foreign key that refers to its table, or make its "
+        "triggers faster.",
     ),
     "mapping_not_migrated": _broken(
         "{problems}.",
@@ -367,6 +373,7 @@ FAULTS: Final[dict[str, Fault]] = {
         "This machine can't resolve the host of {url}.",
         "Correct the host in the webhook's URL, or its DNS record.",
     ),
+    "address_invalid": _broken("{url} isn't a valid URL.", "Correct the webhook's URL in Logto."),
     "address_unreachable": _broken(
         "This machine can't connect to {url}.",
         "Check the proxy and the firewall, and that the server uses the URL's scheme (HTTP or "

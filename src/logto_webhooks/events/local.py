@@ -52,6 +52,16 @@ class OrganizationRow(Struct, frozen=True, kw_only=True):
 Changes = dict[str, tuple[Any, Any]]  # column -> (old, new)
 
 
+def _read_times(changes: Changes) -> None:
+    """Make datetimes of the texts of times: a job's event was stored as JSON."""
+    for name in [name for name in changes if name.endswith("_at")]:
+        old, new = (
+            datetime.fromisoformat(value) if isinstance(value, str) else value
+            for value in changes[name]
+        )
+        changes[name] = (old, new)
+
+
 class LocalEvent(Struct, frozen=True, kw_only=True):
     """The fields of all local events."""
 
@@ -80,6 +90,10 @@ class LocalUserUpdated(LocalUserEvent, frozen=True, kw_only=True):
     name: ClassVar[str] = "LocalUserUpdated"
     changes: Changes
 
+    def __post_init__(self) -> None:
+        """Read times."""
+        _read_times(self.changes)
+
 
 class LocalUserDeleted(LocalUserEvent, frozen=True, kw_only=True):
     """A user was deleted. `user` is the last state."""
@@ -106,6 +120,10 @@ class LocalOrganizationUpdated(LocalOrganizationEvent, frozen=True, kw_only=True
 
     name: ClassVar[str] = "LocalOrganizationUpdated"
     changes: Changes
+
+    def __post_init__(self) -> None:
+        """Read times."""
+        _read_times(self.changes)
 
 
 class LocalOrganizationDeleted(LocalOrganizationEvent, frozen=True, kw_only=True):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 from msgspec import Struct
 
+from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.store import Store
 from logto_webhooks.deliveries import DeliveryState, StoredDelivery
 from logto_webhooks.errors import MalformedEvent, NotADelivery
+from logto_webhooks.event_loop import run_in_thread
 from logto_webhooks.explain.provenance import Field, Provenance
 from logto_webhooks.explain.timeline import Timeline, TimelineEntry
 from logto_webhooks.records.changes import LAG_MS, read
@@ -50,38 +53,49 @@ class Explained(Struct, frozen=True):
         return Explained(self.subject, lines, fields)
 
 
-def explain(
-    subject: Key,
-    records: Mapping[Key, Record],
-    deliveries: Iterable[StoredDelivery],
-    lag_ms: int = LAG_MS,
-) -> Explained:
-    """Explain a user or an organization.
+class _Explanation:
+    """Explains a user or an organization from its deliveries.
 
-    `records` has its current record and those of its memberships. `deliveries` are sorted by ID;
-    those about other records are left out.
+    `records` has its current record and those of its memberships.
     """
-    timeline, provenance = Timeline(subject, records), Provenance(subject)
-    subject_name = f"{subject.kind}:{subject.id}"
-    others = {
-        end for key in records if key.kind == "membership" for end in key.organization_and_user
-    }
-    for delivery in deliveries:
-        if delivery.state is DeliveryState.DEAD and delivery.subject == subject_name:
-            timeline.add(delivery, [RefetchRequest(subject, DEAD_DELIVERY, delivery.received_at)])
-            continue
+
+    def __init__(self, subject: Key, records: Mapping[Key, Record], lag_ms: int) -> None:
+        self._subject = subject
+        self._records = records
+        self._lag_ms = lag_ms
+        self._timeline, self._provenance = Timeline(subject, records), Provenance(subject)
+        self._ends = {
+            end for key in records if key.kind == "membership" for end in key.organization_and_user
+        }
+
+    def add(self, deliveries: Iterable[StoredDelivery]) -> None:
+        """Add the next deliveries, sorted by ID. Those about other records are left out."""
+        for delivery in deliveries:
+            self._add(delivery)
+
+    def _add(self, delivery: StoredDelivery) -> None:
+        subject = self._subject
+        is_subjects = delivery.subject == f"{subject.kind}:{subject.id}"
+        if delivery.state is DeliveryState.DEAD and is_subjects:
+            request = RefetchRequest(subject, DEAD_DELIVERY, delivery.received_at)
+            self._timeline.add(delivery, [request])
+            return
         changes = [
             change
-            for change in _list_changes(delivery, lag_ms)
+            for change in _list_changes(delivery, self._lag_ms)
             # About the subject or its memberships, or deletions of their other ends.
             if belongs_to(change.key, subject)
-            or (isinstance(change, Tombstone) and change.key in others)
+            or (isinstance(change, Tombstone) and change.key in self._ends)
         ]
-        if changes or delivery.subject == subject_name:
-            timeline.add(delivery, changes)
-            provenance.add(delivery, changes)
-    timeline.end()
-    return Explained(subject, timeline.lines, provenance.list_fields(records))
+        if changes or is_subjects:
+            self._timeline.add(delivery, changes)
+            self._provenance.add(delivery, changes)
+
+    def end(self) -> Explained:
+        """Return the result, after the last delivery."""
+        self._timeline.end()
+        fields = self._provenance.list_fields(self._records)
+        return Explained(self._subject, self._timeline.lines, fields)
 
 
 def _list_changes(delivery: StoredDelivery, lag_ms: int) -> list[DeliveryChange]:
@@ -97,12 +111,17 @@ def _list_changes(delivery: StoredDelivery, lag_ms: int) -> list[DeliveryChange]
 _PAGE: Final = 200
 
 
-def explain_stored(store: Store, subject: Key, lag_ms: int = LAG_MS) -> Explained | None:
+async def explain_stored(
+    host: TransactionRunner, subject: Key, lag_ms: int = LAG_MS
+) -> Explained | None:
     """Explain a stored user or organization; return None if nothing is known about it.
 
-    Deliveries that arrive meanwhile may be listed, but may not have set a field yet.
+    Deliveries that arrive meanwhile may be listed, but may not have set a field yet. Raises
+    StoreUnavailable.
     """
-    records = store.inbox.known(subject)
+    records = await host.read_long(lambda store: store.inbox.known(subject))
+    # In threads, because a record can have thousands of memberships and deliveries.
+    explanation = await run_in_thread(_Explanation, subject, records, lag_ms)
     others = [
         end
         for key, record in records.items()
@@ -110,12 +129,22 @@ def explain_stored(store: Store, subject: Key, lag_ms: int = LAG_MS) -> Explaine
         for end in key.organization_and_user
         if end != subject
     ]
-    explained = explain(subject, records, _read_deliveries(store, subject, others), lag_ms)
+    async for page in _read_deliveries(host, subject, others):
+        await run_in_thread(explanation.add, page)
+    explained = await run_in_thread(explanation.end)
     return explained if explained.lines or records else None
 
 
-def _read_deliveries(store: Store, subject: Key, others: Sequence[Key]) -> Iterator[StoredDelivery]:
+async def _read_deliveries(
+    host: TransactionRunner, subject: Key, others: Sequence[Key]
+) -> AsyncIterator[list[StoredDelivery]]:
     after = 0
-    while page := store.inbox.about(subject, others, after, _PAGE):
-        yield from page
+    while page := await host.read_long(partial(_read_page, subject, others, after)):
+        yield page
         after = page[-1].id
+
+
+def _read_page(
+    subject: Key, others: Sequence[Key], after: int, store: Store
+) -> list[StoredDelivery]:
+    return store.inbox.about(subject, others, after, _PAGE)

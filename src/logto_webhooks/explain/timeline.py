@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, Literal
 
@@ -66,15 +67,16 @@ class Timeline:
         self._subject = subject
         self._current = records
         self._records: _Records = {subject: Record(subject)}
-        self._responses = _list_responses(records)
+        self._memberships: dict[Key, list[Key]] = {}  # of each user and organization
+        self._responses = deque(_list_responses(records))
 
     def add(self, delivery: StoredDelivery, changes: Sequence[DeliveryChange]) -> None:
         """Merge the changes of a delivery, after all API responses that came before it."""
         while self._responses and self._responses[0][0] < delivery.received_at:
-            self._add_response(*self._responses.pop(0))
-        before = self._copy_records(changes)
+            self._add_response(*self._responses.popleft())
+        before = self._copy_records([self._subject, *(change.key for change in changes)])
         effects = [self._merge(change) for change in changes]
-        self._end_memberships()
+        self._end_memberships(before)
         line = TimelineEntry(
             id=delivery.id,
             occurred_at=delivery.occurred_at,
@@ -97,55 +99,65 @@ class Timeline:
                 ended.setdefault(now.deleted_at, {})[key] = self._get(key)
         for at, before in sorted(ended.items()):
             for key, old in before.items():
-                self._records[key] = merge(old, Tombstone(key, at))
+                self._put(merge(old, Tombstone(key, at)))
             line = TimelineEntry(occurred_at=at, origin="read", event=ASKED, outcome=SETTLED)
             self.lines.append(self._compare(line, before, ()))
 
     def _merge(self, change: DeliveryChange) -> str:
         old = self._get(change.key)
-        self._records[change.key] = new = merge(old, change)
+        new = merge(old, change)
+        self._put(new)
         return name_effect(old, change, new)
 
     def _add_response(self, at: int, groups: Sequence[tuple[Key, str]]) -> None:
-        is_gone = (self._subject, _ABSENT) in groups
-        before = dict(self._records) if is_gone else {key: self._get(key) for key, _ in groups}
+        before = self._copy_records(key for key, _ in groups)
         for key, name in groups:
-            self._records[key] = _merge_response(self._get(key), name, self._current[key])
-        self._end_memberships()
+            self._put(_merge_response(self._get(key), name, self._current[key]))
+        self._end_memberships(before)
         line = TimelineEntry(occurred_at=at, origin="read", event=ASKED, outcome=SETTLED)
         line = self._compare(line, before, ())
         groups = [group for group in groups if group[1] != _ABSENT]
         labels = dict.fromkeys(column_label(key, name, self._subject) for key, name in groups)
-        settled = tuple(label for label in labels if label not in line.doubtful)
+        doubtful = set(line.doubtful)
+        settled = tuple(label for label in labels if label not in doubtful)
         self.lines.append(replace(line, settled=settled))
 
-    def _copy_records(self, changes: Sequence[DeliveryChange]) -> _Records:
-        """Copy the records that may change; when a user or organization is deleted, all of them."""
-        if any(isinstance(change, Tombstone) for change in changes):
-            return dict(self._records)
-        return {key: self._get(key) for key in [self._subject, *(change.key for change in changes)]}
+    def _copy_records(self, keys: Iterable[Key]) -> _Records:
+        """Copy the records that a step may change, except memberships that it ends."""
+        return {key: self._get(key) for key in keys}
 
-    def _end_memberships(self) -> None:
-        """End memberships that aren't newer than the deletion of their user or organization."""
-        for key in [key for key in self._records if key.kind == "membership"]:
+    def _end_memberships(self, before: _Records) -> None:
+        """End memberships that aren't newer than the deletion of their user or organization, and
+        add them to `before`. Only those can be concerned that this step changed, or one of whose
+        ends it changed."""
+        keys: dict[Key, None] = {}
+        for key, old in before.items():
+            if key.kind == "membership":
+                keys[key] = None
+            elif self._get(key).ended_at != old.ended_at:
+                keys |= dict.fromkeys(self._memberships.get(key, ()))
+        for key in keys:
+            old = self._get(key)
             for end in key.organization_and_user:
                 ended_at = self._get(end).ended_at
                 if ended_at != NEVER:
-                    self._records[key] = merge(self._records[key], Tombstone(key, ended_at))
+                    self._put(merge(self._get(key), Tombstone(key, ended_at)))
+            if self._get(key) is not old:
+                before.setdefault(key, old)
 
     def _compare(
         self, line: TimelineEntry, before: _Records, changes: Sequence[DeliveryChange]
     ) -> TimelineEntry:
-        changed = tuple(name for old in before.values() for name in self._list_changed(old))
+        changed = [name for old in before.values() for name in self._list_changed(old)]
         stale = [name for change in changes for name in self._list_stale(change)]
-        doubts = tuple(name for key in before for name in self._list_doubts(self._get(key)))
+        doubts = [name for key in before for name in self._list_doubts(self._get(key))]
         doubts_before = [name for old in before.values() for name in self._list_doubts(old)]
         return replace(
             line,
-            set=changed,
-            stale=tuple(name for name in stale if name not in changed),
-            settled=tuple(name for name in doubts_before if name not in doubts),
-            doubtful=doubts,
+            set=tuple(changed),
+            stale=_subtract(stale, changed),
+            settled=_subtract(doubts_before, doubts),
+            doubtful=tuple(doubts),
         )
 
     def _list_changed(self, old: Record) -> Iterator[str]:
@@ -184,6 +196,18 @@ class Timeline:
 
     def _get(self, key: Key) -> Record:
         return self._records.get(key) or Record(key)
+
+    def _put(self, record: Record) -> None:
+        key = record.key
+        if key.kind == "membership" and key not in self._records:
+            for end in key.organization_and_user:
+                self._memberships.setdefault(end, []).append(key)
+        self._records[key] = record
+
+
+def _subtract(names: Iterable[str], others: Iterable[str]) -> _Names:
+    left_out = set(others)
+    return tuple(name for name in names if name not in left_out)
 
 
 def _find_outcome(delivery: StoredDelivery, effects: Iterable[str]) -> str:

@@ -176,17 +176,20 @@ class HandlerCaller:
         *,
         most_losses: int = MAX_LOSSES,
         skip_locked: bool = False,
+        held: Mapping[int, str] | None = None,
         held_bytes: Mapping[str, int] | None = None,
     ) -> list[ClaimedJob]:
         """Claim the first jobs of due queues, for at most `room` queues of each handler, including
         at most one job that was lost, at most `most_losses` times. With `skip_locked`, skip jobs
-        with a locked row. `held_bytes` are those of each handler's large claimed jobs."""
+        with a locked row. `held` are the tokens of the queues that are claimed, and `held_bytes`
+        are those of each handler's large claimed jobs."""
         jobs = store.jobs.claim(
             token,
             room,
             LEASE_S,
             most_losses=most_losses,
             skip_locked=skip_locked,
+            held=held,
             held_bytes=held_bytes,
         )
         return [ClaimedJob(job, self._handlers.by_name[job.handler], token) for job in jobs]
@@ -268,7 +271,7 @@ class HandlerCaller:
     async def _check(self, claimed: ClaimedJob) -> None:
         """Raise JobLost, Discard or HandlerMismatch for a job that must not run."""
         job, handler = claimed.job, claimed.handler
-        age = handler.options.max_age_s
+        age = None if job.runs else handler.options.max_age_s  # who repeats it wants it to run
         if job.losses >= MAX_LOSSES:
             raise JobLost(times=job.losses)
         if age is not None and self._clock.now() - job.occurred_at > age * 1000:

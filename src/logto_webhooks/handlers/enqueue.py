@@ -204,7 +204,9 @@ def _enqueue_for_reads(store: Store, written: WrittenRecords, source: Source) ->
     old = {
         after.key
         for before, after in written.changed
-        if _is_old(after, since) and _known_until(before, written.ends) < since
+        if _is_old(after, since)
+        and _known_until(before, written.ends) < since
+        and (local_events.is_here(after) or _find_evidence(store, after, written) < since)
     }
     old |= {key for key in written.left if old.intersection(key.organization_and_user)}
     jobs = [
@@ -272,11 +274,12 @@ def _find_member_events(
 def _find_start(before: Record, after: Record) -> int:
     """Return when a membership began, as far as known. If it was here before its ends were, and was
     read from an answer, it may have begun at any time."""
+    if not local_events.is_here(before):
+        return LATEST  # whenever it was added before
     if "addedAt" in after.facts:
         return after.facts["addedAt"]
-    is_told_now = not local_events.is_here(before)
     group = after.groups["present"]
-    return LATEST if is_told_now else NEVER if group.read_at != NEVER else group.stamp
+    return NEVER if group.read_at != NEVER else group.stamp
 
 
 def _created_at(record: Record) -> int:
@@ -290,10 +293,20 @@ def _is_old(record: Record, since: int) -> bool:
     return record.key.kind == "membership" or (_created_at(record) < since and newest < since)
 
 
+def _find_evidence(store: Store, gone: Record, written: WrittenRecords) -> int:
+    """Return the time of the newest evidence of a record that is gone now, including that of its
+    memberships: it was deleted later."""
+    if all(record.key != gone.key for record in written.many):
+        return gone.told_stamp
+    newest, _ = store.newest_membership(gone.key)
+    return max(gone.told_stamp, newest)
+
+
 def _known_until(before: Record, ends: dict[Key, tuple[Record, Record]]) -> int:
     """Return until when a record is known to have been different, so that it changed later. For a
     membership, this includes a full list of members without it, and the creation of its ends."""
     moments = [max(group.read_at, group.stamp) for group in before.groups.values()]
+    moments.append(before.ended_at)
     if before.key.kind == "membership":
         organization, user = (ends[key] for key in before.key.organization_and_user)
         born = [
@@ -344,10 +357,13 @@ def jobs_for_change(
     """Make the jobs of a local event."""
     subject = _name_subject(event)
     key = name_change(event)
+    key_again = None
     is_new = isinstance(event, _CREATED) and not event.restored  # once per Logto id
-    key_again = None if is_new or event.source == "existing" else f"{key}:{uuid.uuid4().hex}"
-    if key_again and not isinstance(event, COMING):
-        key, key_again = key_again, None
+    if not isinstance(event, COMING):
+        key = f"{key}:{uuid.uuid4().hex}"
+    elif not is_new and event.source != "existing":
+        # The same for all handlers, so that a replay knows who was told.
+        key_again = f"{key}:{uuid.uuid4().hex if delivery_id is None else delivery_id}"
     wanting = [
         handler for handler in handlers if handler.tests != "only" and handler.wants(event.name)
     ]
@@ -376,7 +392,7 @@ def jobs_for_told(
     jobs = jobs_for_change(event, handlers, told.delivery_id)
     if not isinstance(event, COMING):
         jobs = [job.with_key(told.key) for job in jobs]
-    own = {"payload": told.payload, "occurred_at": told.occurred_at, "key_again": None}
+    own = {"payload": told.payload, "occurred_at": told.occurred_at}
     return [replace(job, **own) for job in jobs]
 
 
@@ -395,8 +411,22 @@ def record_of(event: LocalEvent) -> Key:
 def name_change(event: LocalEvent) -> str:
     """Name a local event and its record. For an event of COMING, this is the key of a handler's
     first job, whatever its source: so a handler is run only once for a record that was here."""
+    return _name(event.name, event)
+
+
+def name_coming(event: LocalEvent) -> str:
+    """Return the key of a handler's first job of COMING for the record of any local event."""
+    match event:
+        case LocalUserEvent():
+            return _name(LocalUserCreated.name, event)
+        case LocalOrganizationEvent():
+            return _name(LocalOrganizationCreated.name, event)
+    return _name(LocalMemberAdded.name, event)
+
+
+def _name(event_name: str, event: LocalEvent) -> str:
     member = f":{event.organization_id}" if isinstance(event, LocalMemberEvent) else ""
-    return f"{event.name}:{_name_subject(event)}{member}"
+    return f"{event_name}:{_name_subject(event)}{member}"
 
 
 def _name_subject(event: LocalEvent) -> str:

@@ -13,7 +13,7 @@ from typing import Final
 from msgspec import Struct
 
 from logto_webhooks.database.mirror import MirrorPage, RowFilter
-from logto_webhooks.database.runner import TransactionRunner
+from logto_webhooks.database.runner import TransactionRunner, await_open_transactions
 from logto_webhooks.database.store import Store
 from logto_webhooks.errors import (
     HandlerUnknown,
@@ -102,6 +102,8 @@ async def run_for_existing(
     handler is forgotten meanwhile, StoreUnavailable.
     """
     events = _choose_events(handler, wanted)
+    if not dry_run:  # the handler may have been registered just now
+        await await_open_transactions(host)
     total: int | None = None
     with contextlib.suppress(StoreUnavailable):  # it may take too long; the share is then 0
         total = await host.read_long(partial(_count, events=events, wanted=wanted))
@@ -194,7 +196,7 @@ class _PageWork(Struct, frozen=True):
             for event in self._find_events(store, page.keys)
             for job in jobs_for_change(event, [handler], None)
         ]
-        known = store.jobs.known_keys(handler.name, [job.key for job in jobs])
+        known = store.jobs.find_known(handler.name, [job.key for job in jobs])
         new = [job for job in jobs if job.key not in known]
         if not self.dry_run:
             store.jobs.add(new)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 from msgspec import Struct
@@ -13,6 +13,8 @@ from logto_webhooks.errors import Discard, RowWaits
 from logto_webhooks.handlers.parameters import ParameterSource
 from logto_webhooks.mapping.declare import EntityMapping
 from logto_webhooks.mapping.own_rows import OwnRow, find_own_row, select_own
+
+_NO_ROW: Final = "it has no row in {}: {}"
 
 
 class WantedObject(Struct, frozen=True):
@@ -24,17 +26,23 @@ class WantedObject(Struct, frozen=True):
 
 
 class ObjectQuery(Struct, frozen=True):
-    """A query for an object that is probably there; else it waits for the `reason`."""
+    """A query for an object that is probably there; else it waits for the `reason`, unless the
+    record was deleted in Logto: then no row is written again."""
 
     statement: sa.Select[Any]
     wanted: WantedObject
     reason: str
+    is_deleted: bool
 
     def check(self, found: Any) -> Any:
-        """Return what was found, which may be None if the parameter may be. Raises RowWaits."""
-        if found is None and not self.wanted.parameter.may_be_none:
-            raise RowWaits(table=self.wanted.mapping.name, reason=self.reason)
-        return found
+        """Return what was found, which may be None if the parameter may be. Raises RowWaits, or
+        Discard if there will be none."""
+        if found is not None or self.wanted.parameter.may_be_none:
+            return found
+        mapping = self.wanted.mapping
+        if self.is_deleted:
+            raise Discard(_NO_ROW.format(mapping.name, f"the {mapping.kind} was deleted in Logto"))
+        raise RowWaits(table=mapping.name, reason=self.reason)
 
 
 def find_wanted(arguments: Mapping[str, Any]) -> dict[str, WantedObject]:
@@ -59,16 +67,16 @@ def make_query(wanted: WantedObject, row: OwnRow) -> ObjectQuery | None:
     if row.state == "here":
         target = wanted.parameter.types[0]
         statement = select_own(wanted.mapping, target, wanted.logto_id, row)
-        return ObjectQuery(statement, wanted, row.reason)
+        return ObjectQuery(statement, wanted, row.reason, row.is_deleted)
     if wanted.parameter.may_be_none and (row.state == "absent" or not row.is_known):
         return None
     if row.state == "waits":
         raise RowWaits(table=table, reason=row.reason)
-    raise Discard(f"it has no row in {table}: {row.reason}")
+    raise Discard(_NO_ROW.format(table, row.reason))
 
 
 def load(queries: Mapping[str, ObjectQuery], session: Any) -> dict[str, Any]:
-    """Load objects in a Session. Raises RowWaits."""
+    """Load objects in a Session. Raises RowWaits, Discard."""
     # A relationship that is loaded by a join repeats rows.
     return {
         name: query.check(session.scalars(query.statement).unique().first())

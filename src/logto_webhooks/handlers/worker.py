@@ -65,12 +65,21 @@ class ConcurrencyLimits:
         blocked = self.find_blocked()
         free = {}
         for name, limit in self._limits.items():
-            took_s = self._took_s.get(name, AHEAD_S)
-            most = max(limit, min(MOST, int(limit * AHEAD_S / max(took_s, 0.001))))
+            most = self._find_most(name)
             count = held.get(name, 0)
             if count < max(limit, most // 2) and name not in blocked:
                 free[name] = most - count
         return free
+
+    def find_surplus(self, held: Mapping[str, int]) -> dict[str, int]:
+        """Return how many claimed jobs of each handler are for other processes, because the handler
+        has become slow."""
+        most = {name: self._find_most(name) for name in held}
+        return {name: held[name] - most[name] for name in held if held[name] > 2 * most[name]}
+
+    def _find_most(self, name: str) -> int:
+        limit, took_s = self._limits[name], self._took_s.get(name, AHEAD_S)
+        return max(limit, min(MOST, int(limit * AHEAD_S / max(took_s, 0.001))))
 
     def put_last(self, name: str) -> None:
         """Put a handler behind the others in the order of claims."""
@@ -81,11 +90,9 @@ class ConcurrencyLimits:
         """Wait until another job of a handler may run. It runs within the block."""
         async with self._places[name]:
             started = time.monotonic()
-            try:
-                yield
-            finally:
-                took_s = time.monotonic() - started
-                self._took_s[name] = 0.8 * self._took_s.get(name, took_s) + 0.2 * took_s
+            yield  # if it wasn't called, or was cancelled, this raises
+            took_s = time.monotonic() - started
+            self._took_s[name] = 0.8 * self._took_s.get(name, took_s) + 0.2 * took_s
 
     def find_blocked(self) -> dict[str, int]:
         """Return the handlers that may not be called now, because they have too many abandoned
@@ -132,6 +139,7 @@ class JobWorker:
         self._held: dict[int, ClaimedJob] = {}  # queue key -> its claimed job
         self._suspects: set[int] = set()  # queue keys of jobs that may end this process
         self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting: dict[int, asyncio.Task[None]] = {}  # queue key -> its task, not begun
         self._outcomes: list[Outcome] = []
         self._put_back: list[Outcome] = []  # outcomes to write later, because rows were locked
         self._put_back_until = 0.0
@@ -200,6 +208,7 @@ class JobWorker:
         """
         if time.monotonic() >= self._mend_at:
             await self._mend()
+        self._release_surplus()
         token, done, held = uuid.uuid4().hex, self._outcomes, list(self._held.values())
         self._outcomes = []
         now = time.monotonic()
@@ -223,6 +232,7 @@ class JobWorker:
             renewed=renewed,
             room=room,
             most_losses=self._limit_losses(),
+            held={claimed.job.queue_key_id: claimed.token for claimed in held},
             held_bytes=held_bytes,
         )
         try:
@@ -251,6 +261,7 @@ class JobWorker:
                 self._limits.put_last(claimed.handler.name)
             task = asyncio.create_task(self._run_job(claimed))
             self._tasks.add(task)
+            self._waiting[claimed.job.queue_key_id] = task
             task.add_done_callback(partial(self._forget, claimed))
         return len(new)
 
@@ -263,6 +274,7 @@ class JobWorker:
         renewed: list[ClaimedJob],
         room: dict[str, int],
         most_losses: int,
+        held: Mapping[int, str],
         held_bytes: Mapping[str, int],
         careful: bool,
     ) -> Turn:
@@ -274,6 +286,7 @@ class JobWorker:
             room,
             most_losses=most_losses,
             skip_locked=careful,
+            held=held,
             held_bytes=held_bytes,
         )
         return new, locked
@@ -363,8 +376,9 @@ class JobWorker:
         turn = self._transactions if claimed.handler.transaction else contextlib.nullcontext()
         try:
             async with self._limits.run(claimed.handler.name), turn:
-                if self._stopping:
+                if self._stopping or claimed.handler.name in self._limits.find_blocked():
                     raise asyncio.CancelledError  # it wasn't called yet
+                self._waiting.pop(claimed.job.queue_key_id, None)
                 with self._suspecting(claimed):
                     result = await self._caller.call(claimed)
             if self._stopping and type(result.error) is asyncio.CancelledError:
@@ -382,9 +396,22 @@ class JobWorker:
         except asyncio.CancelledError:
             self._outcomes.append((claimed.token, to_released(claimed)))
         finally:
-            self._held.pop(claimed.job.queue_key_id, None)
-            self._clear(claimed)
+            # Another job has the queue if this one's claim was lost.
+            if self._held.get(claimed.job.queue_key_id) is claimed:
+                del self._held[claimed.job.queue_key_id]
+                self._clear(claimed)
             self._wake.set()
+
+    def _release_surplus(self) -> None:
+        """Release jobs that were claimed ahead, and can't begin soon any more."""
+        for name, surplus in self._limits.find_surplus(self._count_held()).items():
+            waiting = [
+                key
+                for key, claimed in self._held.items()
+                if key in self._waiting and claimed.handler.name == name
+            ]
+            for key in waiting[-surplus:]:
+                self._waiting[key].cancel()
 
     def _limit_losses(self) -> int:
         """Return how often a job may have been lost to be claimed now: jobs that may have ended a
@@ -401,7 +428,7 @@ class JobWorker:
         if not claimed.job.losses:
             yield
             return
-        seconds = CLEARED_S * 10 ** (claimed.job.losses - 1)
+        seconds = CLEARED_S * 10 ** (min(claimed.job.losses, MAX_LOSSES) - 1)
         clearing = asyncio.get_running_loop().call_later(seconds, self._clear, claimed)
         try:
             yield
@@ -415,6 +442,8 @@ class JobWorker:
 
     def _forget(self, claimed: ClaimedJob, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        if self._waiting.get(claimed.job.queue_key_id) is task:
+            del self._waiting[claimed.job.queue_key_id]
         if self._held.get(claimed.job.queue_key_id) is claimed:  # cancelled before `_run_job` began
             del self._held[claimed.job.queue_key_id]
             self._clear(claimed)

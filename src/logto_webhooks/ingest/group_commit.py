@@ -13,12 +13,14 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from logto_webhooks.batch_sizes import count_fitting
 from logto_webhooks.clock import Clock
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.store import Checkpoint, Store
-from logto_webhooks.deliveries import NewDelivery, StoreResult, count_fitting
+from logto_webhooks.deliveries import NewDelivery, StoreResult
 from logto_webhooks.errors import (
     LogtoWebhooksError,
+    NoAnswer,
     RowRejected,
     StoreUnavailable,
     TimedOut,
@@ -191,14 +193,14 @@ class GroupCommit:
             request.end(StoreUnavailable(problem=STOPPED))
 
     async def _commit_all(self) -> None:
-        failures = 0
+        failures, most = 0, MAX_ROWS
         try:
             while True:
                 # Let other requests join, such as those of clients that were just answered: a large
                 # batch costs little more than a batch of one.
                 for _ in range(2):
                     await asyncio.sleep(0)
-                if not (batch := self._next_batch()):
+                if not (batch := self._next_batch(most)):
                     return
                 self._batch = batch
                 try:
@@ -207,12 +209,14 @@ class GroupCommit:
                     self._batch = []
                     self._put_back([request for request in batch if not request.is_over])
                 if error is None:
-                    failures, self.error = 0, None
+                    failures, self.error, most = 0, None, min(most * 2, MAX_ROWS)
                     self.stored_at = asyncio.get_running_loop().time()
                     continue
                 if self.error is None:
                     self._observe(Retrying(len(batch), describe(error)))
                 self.error, self.failed_at = error, asyncio.get_running_loop().time()
+                if isinstance(error, NoAnswer):  # its size may be the cause
+                    most = max(1, most // 2)
                 await asyncio.sleep(min(FIRST_PAUSE_S * 2.0 ** min(failures, 10), LONGEST_PAUSE_S))
                 failures += 1
         finally:
@@ -236,9 +240,9 @@ class GroupCommit:
         finally:
             self._storing_late = None
 
-    def _next_batch(self) -> list[_Waiting]:
+    def _next_batch(self, most: int) -> list[_Waiting]:
         self._waiting = [each for each in self._waiting if not (each.is_over or each.is_late)]
-        batch = _take_fitting(self._waiting, MAX_ROWS)
+        batch = _take_fitting(self._waiting, most)
         self._waiting = self._waiting[len(batch) :]
         return batch
 

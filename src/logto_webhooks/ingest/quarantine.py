@@ -27,7 +27,7 @@ from logto_webhooks.instrumentation import (
     QuarantineReleased,
 )
 from logto_webhooks.logto import delivery_log
-from logto_webhooks.logto.webhooks import leads_here
+from logto_webhooks.logto.webhooks import leads_here, parse_webhook
 from logto_webhooks.signing_keys import (
     Keyring,
     RejectedRequest,
@@ -143,6 +143,7 @@ class Quarantine:
             ]
             if rejected:
                 await self._host.run(lambda store: store.webhook_keys.add_rejected(rejected))
+                queued = [offered for offered, delivery in proved if delivery]
                 self._observe(Quarantined(len(rejected)))
             await self._add([delivery for _, delivery in proved if delivery], [])
         except BaseException:
@@ -266,10 +267,10 @@ def make_key_reader(
         seen = {sender for each in recent if (sender := delivery_log.find_sender(each.body))}
         asked_at = clock.now()
         return [
-            WebhookKey(webhook_id=webhook["id"], key=webhook["signingKey"], learnt_at=asked_at)
+            WebhookKey(webhook_id=webhook.id, key=webhook.signing_key, learnt_at=asked_at)
             async for page in logto.webhooks()
-            for webhook in page.content
-            if leads_here(webhook, seen, keys, public_url) and is_key(webhook.get("signingKey"))
+            for webhook in filter(None, map(parse_webhook, page.content))
+            if leads_here(webhook, seen, keys, public_url) and is_key(webhook.signing_key)
         ]
 
     return ask

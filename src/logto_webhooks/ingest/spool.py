@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Final
 
 from logto_webhooks import private_files
+from logto_webhooks.batch_sizes import BatchSizer
 from logto_webhooks.clock import SystemClock
 from logto_webhooks.database import Database
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.deliveries import RECENT, NewDelivery, estimate_ahead, identify
 from logto_webhooks.errors import (
+    NoAnswer,
     NotADelivery,
     RowRejected,
     SettingInvalid,
@@ -236,8 +238,14 @@ async def unspool_in_background(
     with contextlib.suppress(OSError):  # the disk may be full, or read-only for a while
         await run_in_thread(spool.claim, database.place)
     unspooler = Unspooler(spool, database.host, observe, stored)
-    claiming = forever(lambda: run_in_thread(spool.claim, database.place), CLAIM_S, _ignore)
-    async with run_in_background(unspooler.keep(), claiming):
+
+    async def claim() -> None:
+        await forever(lambda: run_in_thread(spool.claim, database.place), CLAIM_S, _ignore)
+
+    def tell(problem: str, _: float) -> None:
+        observe(NotUnspooled("", problem))
+
+    async with run_in_background(unspooler.keep, claim, tell=tell):
         yield
 
 
@@ -269,6 +277,7 @@ class Unspooler:
         self._stored = stored
         self._reported: set[str] = set()  # files that can't be read or renamed
         self._failed: set[str] = set()  # files that this turn skips from now on
+        self._sizer = BatchSizer(STORE_S / 2, MAX_ROWS)
 
     async def keep(self) -> None:
         """Store spooled deliveries repeatedly, until cancelled."""
@@ -288,7 +297,9 @@ class Unspooler:
         stored = 0
         while names := await run_in_thread(self._spool.oldest, MAX_NAMES, self._failed):
             while names:
-                batch = await run_in_thread(self._spool.take, names, MAX_ROWS, MAX_BYTES)
+                most = self._sizer.weight
+                max_bytes = MAX_BYTES * most // MAX_ROWS
+                batch = await run_in_thread(self._spool.take, names, most, max_bytes)
                 stored += await self._store(await self._read(batch))
         return stored
 
@@ -312,6 +323,7 @@ class Unspooler:
         if not spooled:
             return 0
         deliveries = [delivery for _, delivery in spooled]
+        started = time.perf_counter()
         try:
             # `accept` as for a new one: its file is removed, so it must be durable.
             await self._host.accept(lambda store: store.add(deliveries), STORE_S)
@@ -328,6 +340,10 @@ class Unspooler:
             # A bad row must not harm others: halve the batch until it is alone.
             middle = len(spooled) // 2
             return await self._store(spooled[:middle]) + await self._store(spooled[middle:])
+        except NoAnswer:
+            self._sizer.shrink()
+            raise
+        self._sizer.adjust(len(spooled), time.perf_counter() - started)
         await run_in_thread(self._spool.remove, [name for name, _ in spooled])
         self._observe(Unspooled(len(spooled)))
         self._stored()

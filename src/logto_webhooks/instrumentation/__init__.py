@@ -201,7 +201,7 @@ class Stalled(TelemetryEvent, frozen=True):
     """The worker can't continue now. It retries."""
 
     level = logging.ERROR
-    message = "the worker waits for the database"
+    message = "the worker can't continue now"
 
     problem: str
     retry_in_s: float

@@ -178,7 +178,8 @@ class Sums:
             if count == LINES + 1 and not sys.is_finalizing():
                 timer = threading.Timer(max(0, self._until - self._now()), self.sum_up)
                 timer.daemon = True
-                timer.start()
+                with contextlib.suppress(RuntimeError):  # no thread is free: a later line sums up
+                    timer.start()
         return count <= LINES
 
     def sum_up(self) -> None:
@@ -242,7 +243,8 @@ class QueuedHandler(logging.Handler):
         # After a fork, the thread doesn't run in the new process.
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
-            self._thread.start()
+            with contextlib.suppress(RuntimeError):  # no thread is free: the next line tries again
+                self._thread.start()
 
     def _write_at_exit(self, line: bytes) -> None:
         """Write without a thread: none runs any more, and starting one would never return. Drop the
@@ -335,7 +337,10 @@ def fan_out(*observers: Observer) -> Observer:
         for number, observer in enumerate(observers):
             try:
                 observer(report)
-            except Exception:
+            except BaseException as error:
+                is_main = threading.current_thread() is threading.main_thread()
+                if isinstance(error, KeyboardInterrupt | SystemExit) and is_main:
+                    raise  # it ends the process
                 if number not in broken:
                     broken.add(number)
                     logger.exception("an observer failed; its further failures are not logged")

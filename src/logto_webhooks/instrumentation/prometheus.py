@@ -160,7 +160,11 @@ METRICS: Final = (
         "deliveries that became dead",
         lambda report: report.retry_in_s is None,
     ),
-    Metric("stalls", telemetry.Stalled, "times the worker had to wait for the database"),
+    Metric(
+        "stalls",
+        telemetry.Stalled,
+        "times the worker couldn't continue, usually because of the database",
+    ),
     Metric(
         "log_entries",
         telemetry.LogRecovered,

@@ -35,6 +35,7 @@ from logto_webhooks.logto.webhooks import Webhook, find_webhook, list_webhooks
 from logto_webhooks.private_files import LockFile
 from logto_webhooks.runtime import open_client
 from logto_webhooks.settings import Settings
+from logto_webhooks.validation import is_url
 
 FOLDER: Final = Path(".logto-webhooks")
 WATCH_S: Final = 5.0
@@ -155,9 +156,11 @@ async def _forward_tunnel(
 async def _find(logto: ManagementClient, repoint: str, callbacks: ListenCallbacks) -> Webhook:
     """Find the webhook to repoint, unless another `listen` uses it, and ask for confirmation."""
     webhook = find_webhook((await list_webhooks(logto))[0], repoint)
-    async with httpx2.AsyncClient(timeout=PROBE_S) as client:
-        url = httpx2.URL(webhook.url)
-        mark = await probe_url(client, f"{url.scheme}://{url.netloc.decode()}")
+    mark = None
+    if is_url(webhook.url):  # Logto accepts any text
+        async with httpx2.AsyncClient(timeout=PROBE_S) as client:
+            url = httpx2.URL(webhook.url)
+            mark = await probe_url(client, f"{url.scheme}://{url.netloc.decode()}")
     if mark is not None and mark.startswith(PREFIX):
         what = f"uses the webhook {webhook.name} ({webhook.shown_url})"
         raise AlreadyListening(what=what, instead="without --repoint")

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from typing import Final
+from typing import Any, Final
 
 from logto_webhooks.clock import Clock
 from logto_webhooks.deliveries import NewDelivery
 from logto_webhooks.errors import LogtoUnreachable, NoEnabledWebhook, WebhookChanged
-from logto_webhooks.events.base import Json
 from logto_webhooks.listen.tunnel import PREFIX
 from logto_webhooks.logto import delivery_log
 from logto_webhooks.logto.client import ManagementClient
@@ -93,8 +92,9 @@ class LogReader:
             if entries is None:
                 middle = (start + end) // 2
                 windows += [(middle, end), (start, middle)]
-            for delivery in filter(None, map(self._parse_new, entries or [])):
-                yield delivery
+            for ended_at, entry in entries or []:
+                if delivery := self._parse_new(entry, ended_at):
+                    yield delivery
         self._reached = now
         kept = self._reached - OVERLAP_MS
         self._seen = {key: ended for key, ended in self._seen.items() if ended >= kept}
@@ -115,23 +115,26 @@ class LogReader:
             self._tell(f"The webhook {lost.name} was {_GONE} in Logto. Still reading the others.")
         self._webhooks = chosen
 
-    async def _read_entries(self, start: int, end: int) -> list[Json] | None:
-        """Read the entries of all webhooks, oldest first; return None if there are too many."""
-        all_entries: list[Json] = []
+    async def _read_entries(self, start: int, end: int) -> list[tuple[int, Any]] | None:
+        """Read the entries of all webhooks, each with when it ended, oldest first; return None if
+        there are too many. An entry that doesn't say when it ended is the last."""
+        all_entries: list[tuple[int, Any]] = []
         for webhook_id in self._webhooks:
-            entries: list[Json] = []
+            entries: list[Any] = []
             async for page in self._logto.log(webhook_id, start, end):
                 if (page.total or 0) > MOST and end - start > SHORTEST_MS:
                     return None
-                entries += [entry for entry in page.content if isinstance(entry, dict)]
-            all_entries += reversed(entries)
-        return sorted(all_entries, key=lambda entry: int(entry["createdAt"]))
+                entries += page.content
+            for entry in reversed(entries):
+                ended_at = delivery_log.read_end(entry)
+                all_entries.append((end if ended_at is None else ended_at, entry))
+        return sorted(all_entries, key=lambda each: each[0])
 
-    def _parse_new(self, entry: Json) -> NewDelivery | None:
+    def _parse_new(self, entry: Any, ended_at: int) -> NewDelivery | None:
         """Parse a delivery; return None if it was seen before."""
         delivery = delivery_log.parse_delivery(entry, self._clock.now())
         if delivery is None:
             return None
-        ended_at = self._seen.get(delivery.digest)
-        self._seen[delivery.digest] = max(entry["createdAt"], ended_at or 0)
-        return delivery if ended_at is None else None
+        before = self._seen.get(delivery.digest)
+        self._seen[delivery.digest] = max(ended_at, before or 0)
+        return delivery if before is None else None

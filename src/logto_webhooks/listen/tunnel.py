@@ -41,7 +41,7 @@ from logto_webhooks.listen.forwarder import ForwardResponse, ForwardResult, desc
 from logto_webhooks.logto.client import ManagementClient
 from logto_webhooks.logto.webhooks import Webhook, list_webhooks, parse_created, subscription
 from logto_webhooks.signing_keys import HEADER, verify
-from logto_webhooks.validation import strip_url
+from logto_webhooks.validation import is_url, strip_url
 
 PREFIX: Final = "logto-webhooks listen "  # the prefix of temporary webhooks' names
 PROBE: Final = "/.well-known/logto-webhooks-listen"
@@ -220,6 +220,8 @@ class Tunnel:
 
 async def probe_url(client: httpx2.AsyncClient, origin: str) -> str | None:
     """Return the mark of the `listen` that answers at an origin, or None."""
+    if not is_url(origin):
+        return None
     try:
         response = await client.get(origin + PROBE)
     except (httpx2.HTTPError, httpx2.InvalidURL):

@@ -22,9 +22,11 @@ from logto_webhooks.logto.errors import (
     no_scope,
     not_a_logto,
     refusal,
+    repeats_pages,
     says_there_is_none,
     token_refusal,
 )
+from logto_webhooks.logto.pagination import ProgressCheck
 from logto_webhooks.logto.transport import REQUEST_S, RateLimiter, Transport
 
 _CLOUD: Final = re.compile(r"\Ahttps://[a-z0-9-]+\.logto\.app\Z")
@@ -150,7 +152,9 @@ class ManagementClient:
     async def _list_pages(
         self, path: str, page: int = 1, **params: int
     ) -> AsyncIterator[ApiResponse]:
-        """Page by `Total-Number`, starting at a page, because the Link header lacks /api."""
+        """Page by `Total-Number`, starting at a page, because the Link header lacks /api. Raises
+        LogtoApiError for a listing that would never end."""
+        progress = ProgressCheck(page)
         more = True
         while more:
             reply = await self._ask(path, page=page, page_size=PAGE, **params)
@@ -164,8 +168,10 @@ class ManagementClient:
             # Without it, the listing may be incomplete, and missing records would count as deleted.
             if reply.total is None:
                 raise not_a_logto(self._endpoint, reply)
-            yield _to_response(reply, content, reply.total)
             more = bool(content) and page * PAGE < reply.total
+            if more and (problem := progress.find_problem(content, reply.total)):
+                raise repeats_pages(self._endpoint, path, problem)
+            yield _to_response(reply, content, reply.total)
             page += 1
 
     async def _fetch_one_by_one(self, path: str, page: int, params: dict[str, int]) -> list[Any]:
@@ -262,10 +268,18 @@ class _Grant(Struct, frozen=True):
     expires_in: float
     scope: str = ""
 
+    def __repr__(self) -> str:
+        """Without the token."""
+        return f"_Grant(expires_in={self.expires_in!r}, scope={self.scope!r})"
+
 
 class _Token(Struct, frozen=True):
     authorization: str
     good_until: float
+
+    def __repr__(self) -> str:
+        """Without the token."""
+        return f"_Token(good_until={self.good_until!r})"
 
 
 class TokenProvider:

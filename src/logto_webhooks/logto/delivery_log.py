@@ -39,6 +39,13 @@ def parse_delivery(entry: Any, received_at: int, ahead: int = 0) -> NewDelivery 
         return None
 
 
+def read_end(entry: Any) -> int | None:
+    """Return when an entry's attempt ended (ms); None if the entry doesn't say."""
+    ended_at = get_from(entry, "createdAt")
+    is_number = isinstance(ended_at, int | float) and not isinstance(ended_at, bool)
+    return int(ended_at) if is_number else None
+
+
 def failure_cause(entry: Any) -> str:
     """Say in a few words why an entry's attempt failed."""
     payload = get_from(entry, "payload")

@@ -55,6 +55,10 @@ _ENDPOINT: Final = (
     "Set LOGTO_ENDPOINT to Logto's address, such as https://auth.example.com. A proxy in front of "
     "it must pass on /oidc and /api unchanged."
 )
+_PAGES: Final = (
+    "A proxy in front of Logto must pass on the query of /api and the header Total-Number "
+    "unchanged, and must not cache. If Logto itself answers so, check its version."
+)
 _UNKNOWN: Final = (
     "This release doesn't know this answer. Check LOGTO_ENDPOINT and the version of Logto."
 )
@@ -113,6 +117,11 @@ def not_a_logto(endpoint: str, reply: ApiReply) -> LogtoApiError:
     """Return the error for an answer of something else, such as a proxy or a website."""
     problem = f"the answer ({reply.status}) doesn't come from a Logto"
     return _make_error(endpoint, problem=problem, hint=_ENDPOINT)
+
+
+def repeats_pages(endpoint: str, path: str, problem: str) -> LogtoApiError:
+    """Return the error for a listing that would never end."""
+    return _make_error(endpoint, problem=f"{path} can't be listed: {problem}", hint=_PAGES)
 
 
 def redirected(endpoint: str, origin: str) -> LogtoApiError:

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any, Final
 
+from logto_webhooks import canonical_json
 from logto_webhooks.events.base import get_from
 from logto_webhooks.logto.api_responses import PAGE, ApiResponse
 
@@ -15,7 +16,53 @@ BACK_AT_MOST: Final = 1_000
 ENDED: Final = 2**31  # the page after the last
 _NEAR: Final = 4  # the last pages, in which items that moved are recognized
 
+_REPEATED: Final = 3  # so many pages in a row with nothing new are no coincidence
+_SPARE: Final = 1_000  # pages by which a listing can be longer than twice its first total
+
 Ask = Callable[[int], AsyncIterator[ApiResponse]]  # starting at a page
+
+
+class ProgressCheck:
+    """Notices a listing that would never end: Logto, or a proxy in front of it, repeats pages, or
+    tells a total that always stays ahead.
+
+    While records are created, those of a page move to the next one, so a page may have nothing
+    new. But then the total grows.
+    """
+
+    def __init__(self, page: int) -> None:
+        """`page` is the first page that is read."""
+        self._page = page
+        self._total: int | None = None  # of the page before
+        self._last_page = 0
+        self._near: deque[set[str | bytes]] = deque(maxlen=_NEAR)
+        self._repeated = 0
+
+    def find_problem(self, content: list[Any], total: int) -> str:
+        """Say what is wrong with the next page; "" if nothing is."""
+        if self._total is None:
+            self._total = total
+            self._last_page = self._page + 2 * -(-total // PAGE) + _SPARE
+        grown, self._total = total - self._total, total
+        items = {name for item in content if (name := _identify(item)) is not None}
+        is_new = not items or bool(items.difference(*self._near)) or grown > 0
+        self._near.append(items)
+        self._repeated = 0 if is_new else self._repeated + 1
+        page, self._page = self._page, self._page + 1
+        if self._repeated >= _REPEATED:
+            return f"page {page} has the same items as the pages before it"
+        if page >= self._last_page:
+            return f"page {page} isn't the last one, although the first one told of far fewer"
+        return ""
+
+
+def _identify(item: Any) -> str | bytes | None:
+    """Return what tells an item from others: its ID, or else its content. None for an item that
+    couldn't be read."""
+    if item is None:
+        return None
+    id_ = get_from(item, "id")
+    return id_ if isinstance(id_, str) else canonical_json.digest(item)
 
 
 class OffsetPager:
@@ -32,7 +79,7 @@ class OffsetPager:
         self._skipped = (page - 1) * PAGE
         self._least: int | None = total  # at least so many existed from beginning to end
         self._backs = 0
-        self._near: deque[set[Any]] = deque(maxlen=_NEAR)
+        self._near: deque[set[str]] = deque(maxlen=_NEAR)
 
     @property
     def missed(self) -> int:
@@ -66,8 +113,9 @@ class OffsetPager:
         return True
 
     def _count(self, answered: ApiResponse) -> None:
-        ids = {get_from(item, "id") for item in answered.content}
-        self.seen += len(ids.difference(*self._near))
+        ids = {id_ for item in answered.content if isinstance(id_ := get_from(item, "id"), str)}
+        without = sum(not isinstance(get_from(item, "id"), str) for item in answered.content)
+        self.seen += len(ids.difference(*self._near)) + without
         self._near.append(ids)
         self.page += 1
 

@@ -27,7 +27,7 @@ from logto_webhooks.errors import (
     WebhookUnknown,
 )
 from logto_webhooks.events import BY_NAME, DERIVED
-from logto_webhooks.events.base import Json
+from logto_webhooks.events.base import Id, Json
 from logto_webhooks.events.local import LOCAL
 from logto_webhooks.events.organizations import OrganizationEvent
 from logto_webhooks.events.users import InteractionEvent, UserEvent
@@ -47,7 +47,7 @@ LATER: Final = frozenset({"TrustedDevice.Created", "TrustedDevice.Deleted"})
 class Webhook(Struct, frozen=True, kw_only=True, rename="camel"):
     """A webhook in Logto. `config` is complete, because a change replaces it."""
 
-    id: str
+    id: Id
     name: str = ""
     events: list[str] = []
     config: Json = {}
@@ -98,12 +98,19 @@ def find_webhook(webhooks: Sequence[Webhook], query: str) -> Webhook:
 
 
 def find_our_webhook(
-    webhooks: Sequence[Webhook], keys: Collection[str], public_url: str | None
+    webhooks: Sequence[Webhook],
+    keys: Collection[str],
+    public_url: str | None,
+    *,
+    or_only: bool = False,
 ) -> Webhook:
-    """Find the webhook with our key or our URL, else the only one. Raises WebhookUnknown."""
+    """Find the webhook with our key or our URL. Raises WebhookUnknown. With `or_only`, find the
+    only one there is, if none is ours."""
     here = [webhook for webhook in webhooks if is_ours(webhook, keys, public_url)]
-    if len(here or webhooks) == 1:
-        return (here or webhooks)[0]
+    if or_only and not here and len(webhooks) == 1:
+        here = list(webhooks)
+    if len(here) == 1:
+        return here[0]
     raise _refuse(webhooks, bool(here), "the signing key or URL in the settings")
 
 
@@ -114,12 +121,11 @@ def is_ours(webhook: Webhook, keys: Collection[str], public_url: str | None) -> 
 
 
 def leads_here(
-    content: Any, seen: Collection[str], keys: Collection[str], public_url: str | None
+    webhook: Webhook, seen: Collection[str], keys: Collection[str], public_url: str | None
 ) -> bool:
-    """Whether a webhook of an answer is ours: by key, by URL, or because deliveries from it were
-    accepted (`seen`)."""
-    webhook = parse_webhook(content)
-    return webhook is not None and (webhook.id in seen or is_ours(webhook, keys, public_url))
+    """Whether a webhook is ours: by key, by URL, or because deliveries from it were accepted
+    (`seen`)."""
+    return webhook.id in seen or is_ours(webhook, keys, public_url)
 
 
 def subscription(patterns: Iterable[str] = ()) -> list[str]:

@@ -9,10 +9,12 @@ from typing import Any, Final
 import sqlalchemy as sa
 from msgspec.structs import replace
 
+from logto_webhooks.batch_sizes import BatchSizer
 from logto_webhooks.database.mapped_rows import (
     CHANGING,
     LINKING,
     NOT_WRITTEN,
+    PARENT_CAME,
     MappingStore,
     RegisteredMapping,
     RowState,
@@ -33,10 +35,13 @@ from logto_webhooks.mapping.ends import blocker, name_parent
 from logto_webhooks.mapping.entity_writer import EntityWriter
 from logto_webhooks.mapping.memberships import split_by_size
 from logto_webhooks.mapping.pair_writer import PairWriter
+from logto_webhooks.mapping.row_limits import Caution, RowLimits
 from logto_webhooks.mapping.sources import find_python_type, is_unfit
 from logto_webhooks.mapping.table_writer import PlannedRow
 from logto_webhooks.records.record import Key, Kind
 
+PAGE: Final = 500  # records that are written in one transaction, at most
+PAGE_S: Final = 0.5  # for that, because deliveries about these records wait
 _ENTITIES: Final[tuple[MappedKind, ...]] = ("organization", "user")
 
 
@@ -46,6 +51,10 @@ class Mappings:
     def __init__(self) -> None:
         self.entities: list[EntityMapping] = []
         self.pairs: list[PairMapping] = []  # memberships first, because roles can wait for these
+        self.page_sizer = BatchSizer(PAGE_S, PAGE)
+        # New mappings, since the transactions are over that didn't know them.
+        self.may_begin: set[str] = set()
+        self.caution = Caution()
 
     def __bool__(self) -> bool:
         return bool(self.all)
@@ -142,25 +151,36 @@ class Mappings:
         registered: Mapping[str, RegisteredMapping],
         tell: Callable[[str, PlannedRow, RowState], None] | None = None,
         run: ApplyRun | None = None,
+        *,
+        is_alone: bool = False,
     ) -> set[str]:
         """Write the rows of changed records, which are locked: what is over leaves first, children
         before parents, and then parents are written before children.
 
         Return the names of the mappings that were written. The others are registered differently.
         `tell` gets the name of a mapping, what was planned for a row, and what became of it.
-        `run` is that of several transactions.
+        `run` is that of several transactions. `is_alone` says that nobody else waits for this one,
+        which is for one record: those of its rows are written that take too long.
 
         Raises StoreUnavailable.
         """
         current = self.find_current(registered)
         schemas = connection.get_execution_options().get(APP_SCHEMAS)
+        limits = RowLimits(connection, self.caution, is_alone=is_alone)
+        written = current
+        if len(keys) == 1:
+            [limits.only_record] = keys
+            if is_alone:  # the others would take their time
+                written = current & MappingStore(connection).find_slow(limits.only_record)
         entity_writers = [
-            EntityWriter(connection, mapping, schemas, run, registered[mapping.name].applied_to)
+            EntityWriter(
+                connection, mapping, schemas, run, registered[mapping.name].applied_to, limits
+            )
             for mapping in self.entities
             if mapping.name in current
         ]
         pair_writers = [
-            PairWriter(connection, mapping, self.all, schemas, run)
+            PairWriter(connection, mapping, self.all, schemas, run, limits)
             for mapping in self.pairs
             if mapping.name in current
         ]
@@ -170,14 +190,25 @@ class Mappings:
         over = self._remove_pairs(connection, pair_writers, entity_writers, ids)
         ends = {end for key in over for end in key.ends}
         for entity_writer in entity_writers:
-            self._write_entities(entity_writer, ids[entity_writer.kind], ends)
+            own = ids[entity_writer.kind] if entity_writer.name in written else ()
+            self._write_entities(entity_writer, own, ends)
         parents: list[EntityWriter | PairWriter] = [*entity_writers]
         for writer in pair_writers:
             follow = self._find_followers(connection, writer, parents, registered, run)
-            writer.attempt(writer.write, writer.find_present(follow.union(ids[writer.kind])))
+            if is_alone or limits.is_retry:  # this is for the records' own rows
+                MappingStore(connection).mark_owed(
+                    registered[writer.name], {Key(writer.kind, i) for i in follow}, PARENT_CAME
+                )
+                follow = set()
+            if writer.name in written:
+                follow |= ids[writer.kind]
+            writer.attempt(writer.write, writer.find_present(follow))
             parents.append(writer)
         for name in registered.keys() - current:
             self._owe_followers(connection, registered[name], entity_writers, run)
+        if limits.is_last_try:
+            for any_writer in (*entity_writers, *pair_writers):
+                any_writer.save_culprits()
         if tell is not None:
             for any_writer in (*entity_writers, *pair_writers):
                 for plan, state in any_writer.results:
@@ -258,7 +289,7 @@ class Mappings:
         """Write users or organizations, and those whose rows couldn't be deleted before."""
         # A row that memberships referred to couldn't be deleted before.
         of_kind = {end.id for end in ends if end.kind == writer.kind}.difference(ids)
-        freed = writer.find_unsettled(of_kind) if of_kind else []
+        freed = writer.lock_more(writer.find_unsettled(of_kind)) if of_kind else set()
         if ids or freed:
             writer.attempt(writer.write, sorted({*ids, *freed}))
 

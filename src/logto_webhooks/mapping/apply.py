@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 import sqlalchemy as sa
 from msgspec.structs import replace
@@ -17,24 +19,34 @@ from logto_webhooks.database.mapped_rows import (
     State,
     UnsettledRow,
 )
-from logto_webhooks.database.runner import TransactionRunner, run_or_rehearse
+from logto_webhooks.database.runner import (
+    TransactionRunner,
+    await_open_transactions,
+    run_or_rehearse,
+)
 from logto_webhooks.database.schema import members
 from logto_webhooks.database.store import Store
-from logto_webhooks.errors import InvalidMapping
+from logto_webhooks.errors import InvalidMapping, StoreUnavailable
 from logto_webhooks.event_loop import forever
-from logto_webhooks.mapping import Mappings
+from logto_webhooks.mapping import PAGE, Mappings
 from logto_webhooks.mapping.apply_run import ApplyRun
 from logto_webhooks.mapping.links import COMPARING
 from logto_webhooks.mapping.memberships import find_other_end, list_memberships
 from logto_webhooks.mapping.mirror import TABLES
+from logto_webhooks.mapping.row_limits import ONE_RECORD_S, SHORT_STATEMENT_MS
 from logto_webhooks.mapping.table_writer import PlannedRow
 from logto_webhooks.mapping.tally import AppliedMapping, Page, Result, Tally
 from logto_webhooks.records.record import Key, Kind, membership
 
-PAGE: Final = 500  # records of one transaction
+T = TypeVar("T")
 LOOK_S: Final = 2.0
 PAGES: Final = 10  # of what is tried again in one look
-SLOW: Final = 30  # looks until everything refused is tried again
+MOST_SLOW: Final = 5_000
+LOOKS: Final = 30  # after so many, everything that was refused is tried again
+FIRST_PAUSE_S: Final = 5.0  # until a row that took too long even alone is tried again
+LONGEST_PAUSE_S: Final = 600.0
+RESTS: Final = 9  # times as long as the row took
+LONGEST_REST_S: Final = 120.0
 _OUTDATED: Final = (
     "a newer release of your application maps it differently: use that release. If you have undone "
     "its change, wait until five minutes after the end of its last process"
@@ -51,7 +63,27 @@ async def apply_step(host: TransactionRunner, mappings: Mappings) -> int | None:
 
     Raises StoreUnavailable.
     """
-    return await host.run(partial(_apply_step, mappings=mappings))
+    beginning = await host.read(partial(_find_beginning, mappings=mappings))
+    mappings.may_begin &= beginning
+    if beginning - mappings.may_begin:
+        await await_open_transactions(host)
+        mappings.may_begin |= beginning
+    step = host.run_large(partial(_apply_step, mappings=mappings))
+    return await run_page(mappings, step, lambda count: count or 0)
+
+
+async def run_page(mappings: Mappings, page: Awaitable[T], count: Callable[[T], int]) -> T:
+    """Await the transaction of a page, and fit the size of the next ones to the time that it took.
+    `count` returns from its result how many records were written."""
+    started = time.perf_counter()
+    try:
+        result = await page
+    except StoreUnavailable:
+        mappings.page_sizer.halve()
+        raise
+    if written := count(result):
+        mappings.page_sizer.adjust(written, time.perf_counter() - started)
+    return result
 
 
 class Sweep:
@@ -86,6 +118,7 @@ class Sweep:
                     mappings=self._mappings,
                     name=self._left[0],
                     after=self._after,
+                    limit=self._mappings.page_sizer.weight,
                     only_owed=self._states == OWED,
                 )
             )
@@ -96,9 +129,59 @@ class Sweep:
             self._after = rows[-1].place
             keys = {row.record for row in rows if row.state in self._states}
             if keys:
-                await self._host.run(partial(_write_again, keys=keys))
-                return len(keys)
+                work = partial(_write_again, mappings=self._mappings, keys=keys)
+                page = self._host.run_large(work)
+                return await run_page(self._mappings, page, lambda count: count)
         return None
+
+
+class SlowRows:
+    """Writes the rows that take too long: one record after the other, each in a transaction of its
+    own. What can't be written even then is tried again after a pause that grows.
+
+    On SQLite, everybody waits for each try. So there is a rest after a slow one, which is longer
+    the more rows are slow.
+    """
+
+    def __init__(self, host: TransactionRunner, mappings: Mappings) -> None:
+        self._host = host
+        self._mappings = mappings
+        self._pauses: dict[Key, tuple[float, float]] = {}  # after a try: how long, and until when
+        self._rests_until = 0.0
+
+    async def write_due(self) -> None:
+        """Write the rows of all records that are due, each once: first those that were tried least.
+
+        Raises StoreUnavailable.
+        """
+        tried: set[Key] = set()
+        while True:
+            # Those that are tried again later hide no others.
+            limit = min(PAGE + len(self._pauses), MOST_SLOW)
+            list_slow = partial(_list_slow, mappings=self._mappings, limit=limit)
+            keys, has_one_writer = await self._host.read(list_slow)
+            self._pauses = {key: self._pauses[key] for key in keys if key in self._pauses}
+            now = time.monotonic()
+            if now < self._rests_until:
+                break
+            due = {key: self._pauses.get(key, (0.0, 0.0)) for key in keys}
+            due = {k: pause for k, pause in due.items() if pause[1] <= now and k not in tried}
+            if not due:
+                break
+            key = min(due, key=due.__getitem__)
+            tried.add(key)
+            pause_s, _ = due[key]
+            work = partial(_write_alone, mappings=self._mappings, key=key)
+            try:
+                await self._host.run_slow(work, ONE_RECORD_S)
+            finally:
+                ended = time.monotonic()
+                pause_s = min(max(FIRST_PAUSE_S, 2 * pause_s), LONGEST_PAUSE_S)
+                self._pauses[key] = pause_s, ended + pause_s
+                if ended - now > SHORT_STATEMENT_MS / 1000:
+                    self._mappings.caution.renew()
+                    rest_s = RESTS * (ended - now) * len(self._pauses) if has_one_writer else 0
+                    self._rests_until = ended + min(rest_s, LONGEST_REST_S)
 
 
 async def retry_unsettled(
@@ -125,6 +208,8 @@ async def apply_all(
     run = ApplyRun(rehearses=dry_run, allows_deletions=allow_deletes)
     if not dry_run:
         await host.run(partial(_register, mappings=mappings))
+        await await_open_transactions(host)
+        await SlowRows(host, mappings).write_due()
     tally = Tally(mappings, run)
     for mapping in mappings.registered:
         while not dry_run and await host.run(partial(_forget_unlinked, name=mapping.name)):
@@ -154,11 +239,13 @@ async def run_over_all(
         keys: Sequence[Key] = ()
         while True:
             listed = run.find_rows(mapping.name).records if run.rehearses else None
-            some = listed[place : place + PAGE] if linking and listed is not None else None
+            end = place + mappings.page_sizer.weight
+            some = listed[place:end] if linking and listed is not None else None
             work = partial(
                 _apply_page, mappings=mappings, mapping=phase, after=after, run=run, ids=some
             )
-            page = await run_or_rehearse(host, work, run.rehearses)
+            written = run_or_rehearse(host, work, run.rehearses)
+            page = await run_page(mappings, written, lambda page: len(page.keys))
             if not page.keys or page.keys == keys:
                 break
             yield page
@@ -174,9 +261,9 @@ def _register(store: Store, mappings: Mappings) -> None:
 
 
 def _check_current(store: Store, mapping: RegisteredMapping) -> None:
-    """Raise InvalidMapping if a newer release has registered another definition."""
-    registered = store.mappings.registered().get(mapping.name)
-    if registered is None or registered.definition != mapping.definition:
+    """Raise InvalidMapping if a newer release has registered another definition. It can't do so
+    until the transaction ends."""
+    if not store.mappings.hold(mapping):
         raise InvalidMapping(table=mapping.name, problem=_OUTDATED)
 
 
@@ -215,20 +302,24 @@ def _apply_page(
     else:
         _check_current(store, mapping)
     results: list[Result] = []
-    registered = {own.name: own for own in mappings.registered} | {mapping.name: mapping}
-    keys = _list_page(store, mapping, after) if ids is None else [Key(mapping.kind, i) for i in ids]
+    limit = mappings.page_sizer.weight
+    keys = [Key(mapping.kind, i) for i in ids or ()]
+    if ids is None:
+        keys = _list_page(store, mapping, after, limit)
     mappings.write_parents(store.connection, mapping.name, keys, run)
+    # Nothing is registered in a rehearsal.
+    instead = [*mappings.registered, mapping] if run.rehearses else [mapping]
     _write_page(
-        store, mappings, mapping, keys, registered, lambda *result: results.append(result), run
+        store, mappings, mapping, keys, instead, lambda *result: results.append(result), run
     )
     return Page(keys, results, mapping.applied_to == LINKING)
 
 
-def _list_page(store: Store, mapping: RegisteredMapping, after: str) -> list[Key]:
+def _list_page(store: Store, mapping: RegisteredMapping, after: str, limit: int) -> list[Key]:
     """List the next records: all, and then those that can be linked."""
     if mapping.applied_to == LINKING:
-        return store.mappings.list_put_off(mapping.name, COMPARING, PAGE)
-    return list_keys(store, mapping.kind, after)
+        return store.mappings.list_put_off(mapping.name, COMPARING, limit)
+    return list_keys(store, mapping.kind, after, limit)
 
 
 def _write_page(
@@ -236,12 +327,15 @@ def _write_page(
     mappings: Mappings,
     mapping: RegisteredMapping,
     keys: Sequence[Key],
-    registered: Mapping[str, RegisteredMapping],
+    instead: Sequence[RegisteredMapping] = (),
     tell: Callable[[str, PlannedRow, RowState], None] | None = None,
     run: ApplyRun | None = None,
 ) -> None:
-    """Write the rows of records. Those that somebody else has locked now are owed."""
+    """Write the rows of records by the registered mappings, and by those that a command has
+    `instead`. Records that somebody else has locked now are owed."""
     free = store.lock_free(keys)
+    # Read after that: who registers another definition then waits before looking at records.
+    registered = store.mappings.registered() | {own.name: own for own in instead}
     mappings.write(store.connection, free, registered, tell, run)
     store.mappings.mark_owed(mapping, set(keys) - free, CHANGING)
 
@@ -255,19 +349,29 @@ async def keep_applied(host: TransactionRunner, mappings: Mappings) -> None:
     looks = 0
     owed, refused = (Sweep(host, mappings, states) for states in (OWED, REFUSED))
 
+    slow = SlowRows(host, mappings)
+
     async def look() -> None:
         nonlocal looks
-        await _apply_steps(host, mappings)
+        failed: Exception | None = None
+        try:
+            await _apply_steps(host, mappings)
+        except Exception as error:  # what is owed can be written all the same
+            failed = error
         owed.begin()
-        if looks % SLOW == 0:
+        if looks % LOOKS == 0:
             refused.begin()
         looks += 1
         for sweep in (owed, refused):  # the rest of a long one waits for the next look
             for _ in range(PAGES):
                 if await sweep.step() is None:
                     break
+        if failed is not None:
+            raise failed
 
-    await forever(look, LOOK_S)
+    async with asyncio.TaskGroup() as loops:
+        loops.create_task(forever(look, LOOK_S))
+        loops.create_task(forever(slow.write_due, LOOK_S))
 
 
 async def apply_due(host: TransactionRunner, mappings: Mappings) -> None:
@@ -275,6 +379,7 @@ async def apply_due(host: TransactionRunner, mappings: Mappings) -> None:
     if mappings:
         await _apply_steps(host, mappings)
         await retry_unsettled(host, mappings, OWED)
+        await SlowRows(host, mappings).write_due()
 
 
 async def _apply_steps(host: TransactionRunner, mappings: Mappings) -> None:
@@ -282,19 +387,32 @@ async def _apply_steps(host: TransactionRunner, mappings: Mappings) -> None:
         pass
 
 
+def _find_beginning(store: Store, mappings: Mappings) -> set[str]:
+    """Return the mappings that have yet to be applied to the first record."""
+    registered = store.mappings.registered()
+    current = mappings.find_current(registered)
+    return {name for name in current if registered[name].applied_to == ""}
+
+
 def _apply_step(store: Store, mappings: Mappings) -> int | None:
     registered = store.mappings.registered()
     current = mappings.find_current(registered)
-    mapping = store.mappings.lock_unapplied(current) if current else None
+    wanted = [
+        registered[name]
+        for name in current
+        if registered[name].applied_to != "" or name in mappings.may_begin
+    ]
+    mapping = store.mappings.lock_unapplied(wanted) if wanted else None
     if mapping is None:
         return _write_followers(store, mappings, registered) if current else None
     if store.mappings.forget_unlinked(mapping.name):
         return 0
     is_linking = mapping.applied_to == LINKING
-    keys = _list_page(store, mapping, "" if is_linking else mapping.applied_to or "")
-    _write_page(store, mappings, mapping, keys, registered, run=ApplyRun())
+    limit = mappings.page_sizer.weight
+    keys = _list_page(store, mapping, "" if is_linking else mapping.applied_to or "", limit)
+    _write_page(store, mappings, mapping, keys, run=ApplyRun())
     # What can't be settled now is tried again as all that waits.
-    if not keys or (is_linking and _list_page(store, mapping, "") == keys):
+    if not keys or (is_linking and _list_page(store, mapping, "", limit) == keys):
         links = any(own.links for own in mappings.registered if own.name == mapping.name)
         store.mappings.set_applied(mapping.name, LINKING if links and not is_linking else None)
     elif not is_linking:
@@ -310,30 +428,45 @@ def _write_followers(
     arrival = store.mappings.lock_arrival(mappings.find_current(registered))
     if arrival is None:
         return None
-    keys = list_memberships(store.connection, arrival.end, PAGE, arrival.after)
-    _write_page(store, mappings, registered[arrival.mapping], keys, registered)
-    after = find_other_end(arrival.end, keys[-1]).id if len(keys) == PAGE else None
+    limit = mappings.page_sizer.weight
+    keys = list_memberships(store.connection, arrival.end, limit, arrival.after)
+    _write_page(store, mappings, registered[arrival.mapping], keys)
+    after = find_other_end(arrival.end, keys[-1]).id if len(keys) == limit else None
     store.mappings.move_arrival(arrival, after)
     return len(keys)
 
 
 def _list_unsettled(
-    store: Store, mappings: Mappings, name: str, after: str, only_owed: bool
+    store: Store, mappings: Mappings, name: str, after: str, limit: int, only_owed: bool
 ) -> list[UnsettledRow]:
     if name not in mappings.find_current(store.mappings.registered()):
         return []
-    return store.mappings.list_unsettled(name, PAGE, after, only_owed=only_owed)
+    return store.mappings.list_unsettled(name, limit, after, only_owed=only_owed)
 
 
-def _write_again(store: Store, keys: Collection[Key]) -> None:
-    store.mark_changed(store.lock_free(keys))
+def _write_again(store: Store, mappings: Mappings, keys: Collection[Key]) -> int:
+    # They haven't changed, so mappings that this process doesn't have are owed nothing.
+    mappings.write(store.connection, store.lock_free(keys), store.mappings.registered())
+    return len(keys)
 
 
-def list_keys(store: Store, kind: Kind, after: str) -> list[Key]:
+def _list_slow(store: Store, mappings: Mappings, limit: int) -> tuple[list[Key], bool]:
+    """List the records of rows that take too long. Return also whether there is one writer."""
+    current = mappings.find_current(store.mappings.registered())
+    has_one_writer = store.connection.dialect.name == "sqlite"
+    return store.mappings.list_slow(current, limit), has_one_writer
+
+
+def _write_alone(store: Store, mappings: Mappings, key: Key) -> None:
+    free = store.lock_free([key])
+    mappings.write(store.connection, free, store.mappings.registered(), is_alone=True)
+
+
+def list_keys(store: Store, kind: Kind, after: str, limit: int) -> list[Key]:
     """List the next records that have a row in the mirror."""
     if kind == "membership":
         pair = (members.c.logto_organization_id, members.c.logto_user_id)
-        query = sa.select(*pair).order_by(*pair).limit(PAGE)
+        query = sa.select(*pair).order_by(*pair).limit(limit)
         if after:
             organization, user = Key(kind, after).organization_and_user
             query = query.where(sa.tuple_(*pair) > sa.tuple_(organization.id, user.id))
@@ -342,5 +475,5 @@ def list_keys(store: Store, kind: Kind, after: str) -> list[Key]:
         ]
     table, name = TABLES["user" if kind == "user" else "organization"]
     column = table.c[name]
-    query = sa.select(column).where(column > after).order_by(column).limit(PAGE)
+    query = sa.select(column).where(column > after).order_by(column).limit(limit)
     return [Key(kind, row[0]) for row in store.execute(query)]

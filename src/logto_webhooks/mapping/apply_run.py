@@ -6,7 +6,7 @@ A rehearsal rolls each transaction back, so it remembers here what the database 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import msgspec
@@ -17,16 +17,16 @@ class SeenRows(Struct):
     """The existing rows that records could be linked to, by their hashes, which need little memory;
     and the records that can be linked when all are compared."""
 
-    wanted: set[int] = set()
+    wanted: dict[int, int] = {}  # by whom
     shared: set[int] = set()
     records: list[str] = []
 
-    def note(self, row_id: str, logto_ids: Collection[str]) -> None:
-        """Note that these records could be linked to a row."""
+    def note(self, row_id: str, logto_ids: Sequence[str]) -> None:
+        """Note that these records could be linked to a row. A page may be tried again."""
         row = hash(row_id)
-        if len(logto_ids) > 1 or row in self.wanted:
+        first = self.wanted.setdefault(row, hash(logto_ids[0]))
+        if any(hash(logto_id) != first for logto_id in logto_ids):
             self.shared.add(row)
-        self.wanted.add(row)
 
     def is_shared(self, row_id: str) -> bool:
         """Whether several records could be linked to a row."""

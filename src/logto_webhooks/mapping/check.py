@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -13,15 +13,16 @@ from logto_webhooks.database.mapped_rows import LINKING, RegisteredMapping, RowS
 from logto_webhooks.database.runner import TransactionRunner, run_or_rehearse
 from logto_webhooks.database.store import Store
 from logto_webhooks.errors import InvalidMapping, StoreUnavailable
-from logto_webhooks.mapping import Mappings
-from logto_webhooks.mapping.apply import PAGE, check_not_replaced, list_keys
+from logto_webhooks.mapping import PAGE, Mappings
+from logto_webhooks.mapping.apply import check_not_replaced, list_keys, run_page
 from logto_webhooks.mapping.apply_run import ApplyRun
 from logto_webhooks.mapping.declare import EntityMapping
 from logto_webhooks.mapping.declare_pairs import PairMapping
 from logto_webhooks.mapping.links import COMPARING
 from logto_webhooks.mapping.own_schema import find_missing
-from logto_webhooks.mapping.table_writer import PlannedRow
+from logto_webhooks.mapping.table_writer import PlannedRow, is_hindered
 from logto_webhooks.mapping.tally import Outcome, Unwritten, find_outcome, note_parent
+from logto_webhooks.records.record import Key
 
 Problem = Literal["missing", "unlinked", "different", "extra", "unchecked"] | Unwritten
 
@@ -94,20 +95,11 @@ async def _compare(
     mapping: EntityMapping | PairMapping,
     run: ApplyRun,
 ) -> AsyncIterator[Sequence[Difference]]:
-    after = ""
-    compare = partial(_compare_page, mappings=mappings, mapping=mapping, run=run)
-    while True:
-        page = await run_or_rehearse(host, partial(compare, after=after), dry=True)
-        yield page.differences
-        if page.last is None:
-            break
-        after = page.last
+    async for page in _compare_records(host, mappings, mapping, run, linking=False):
+        yield page
     # Only now is it known which rows several records want.
-    put_off = run.find_rows(mapping.name).records
-    for place in range(0, len(put_off), PAGE):
-        ids = put_off[place : place + PAGE]
-        page = await run_or_rehearse(host, partial(compare, after="", ids=ids), dry=True)
-        yield page.differences
+    async for page in _compare_records(host, mappings, mapping, run, linking=True):
+        yield page
     place_of: tuple[Any, ...] | None = ()
     find = partial(_find_extra, mappings=mappings, mapping=mapping)
     while place_of is not None:
@@ -115,9 +107,50 @@ async def _compare(
         yield extra
 
 
+async def _compare_records(
+    host: TransactionRunner,
+    mappings: Mappings,
+    mapping: EntityMapping | PairMapping,
+    run: ApplyRun,
+    *,
+    linking: bool,
+) -> AsyncIterator[Sequence[Difference]]:
+    """Compare all records with their rows, or if `linking`, those that were put off. Those that are
+    hindered by others on their page are compared again, and one by one those that seem slow."""
+    after: str | None = None if linking else ""
+    left = list(run.find_rows(mapping.name).records) if linking else []
+    alone: list[str] = []
+    while alone or left or after is not None:
+        limit = mappings.page_sizer.weight
+        some = alone[:1] or left[:limit]
+        work = partial(
+            _compare_page,
+            mappings=mappings,
+            mapping=mapping,
+            run=run,
+            after=after or "",
+            ids=some,
+            limit=limit,
+            linking=linking,
+        )
+        rehearsal = run_or_rehearse(host, work, dry=True)
+        page = await run_page(mappings, rehearsal, lambda page: len(page.ids))
+        yield page.differences
+        if alone:
+            alone = alone[1:]
+        elif left:
+            left = left[limit:]
+        else:
+            after = page.ids[-1] if page.ids else None
+        left = [*page.hindered, *left]
+        alone += page.slow
+
+
 class _Page(Struct, frozen=True):
+    ids: Sequence[str]  # of the records
     differences: list[Difference]
-    last: str | None
+    hindered: Sequence[str] = ()  # those that other records took the time of
+    slow: Sequence[str] = ()  # those to compare alone
 
 
 def _compare_page(
@@ -126,25 +159,56 @@ def _compare_page(
     mapping: EntityMapping | PairMapping,
     run: ApplyRun,
     after: str,
-    ids: Sequence[str] | None = None,
+    ids: Sequence[str],
+    limit: int,
+    linking: bool,
 ) -> _Page:
-    keys = list_keys(store, mapping.kind, after) if ids is None else []
-    ids = [key.id for key in keys] if ids is None else ids
+    """Compare records with their rows: these, or else the next ones."""
+    keys = [Key(mapping.kind, id_) for id_ in ids]
     if not ids:
-        return _Page([], None)
-    is_new = bool(keys)
-    writer = mappings.make_writer(store.connection, mapping, run, "" if is_new else LINKING)
+        keys = list_keys(store, mapping.kind, after, limit)
+        ids = [key.id for key in keys]
+    if not ids:
+        return _Page([], [])
+    writer = mappings.make_writer(store.connection, mapping, run, LINKING if linking else "")
     mappings.write_parents(store.connection, mapping.name, keys, run)
+    stored = writer.find_states(ids)
     writer.attempt(writer.write, ids)
     results = sorted(writer.results, key=lambda result: result[0].logto_id)
     if isinstance(mapping, EntityMapping):  # others are written with these, if they swap values
         of_page = set(ids)
         results = [(plan, state) for plan, state in results if plan.logto_id in of_page]
-    if is_new:
+    hindered, slow = [], []
+    if len(ids) > 1:  # or else nothing else took the time
+        states = [state for _, state in results]
+        slow = _list_records(ids, [state for state in states if _seems_slow(state, stored)])
+        hindered = _list_records(ids, [state for state in states if is_hindered(state)])
+        if hindered == ids:
+            slow = hindered[:1]
+        hindered = [id_ for id_ in hindered if id_ not in slow]
+        again = {*hindered, *slow}
+        results = [result for result in results if _name_record(result[1]) not in again]
+    if not linking:
         put_off = [plan for plan, state in results if state.reason == COMPARING]
         run.find_rows(mapping.name).records += [plan.logto_id for plan in put_off]
         results = [result for result in results if result[1].reason != COMPARING]
-    return _Page(list(_to_differences(mapping, results, run)), ids[-1])
+    return _Page(ids, list(_to_differences(mapping, results, run)), hindered, slow)
+
+
+def _list_records(ids: Sequence[str], states: Iterable[RowState]) -> list[str]:
+    """List the records, out of these, that the states are of."""
+    records = {_name_record(state) for state in states}
+    return [id_ for id_ in ids if id_ in records]
+
+
+def _name_record(state: RowState) -> str:
+    return state.record_id or state.logto_id
+
+
+def _seems_slow(state: RowState, stored: Mapping[str, RowState]) -> bool:
+    """Whether a row seems to take too long only now."""
+    before = stored.get(state.logto_id)
+    return state.is_tried_alone and not (before and before.is_tried_alone)
 
 
 def _to_differences(

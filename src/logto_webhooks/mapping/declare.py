@@ -20,7 +20,9 @@ from logto_webhooks.mapping.sources import (
     check_function,
     check_type,
     find_python_type,
+    is_function,
     is_unfit,
+    is_unfit_constant,
     takes_none,
 )
 
@@ -70,6 +72,13 @@ class UniqueColumn(Struct, frozen=True):
     is_sure: bool = True
 
 
+class OwnValues(Struct, frozen=True):
+    """What a mapping makes of a record: the values of columns, and of those to fill."""
+
+    columns: dict[str, Any]
+    fill: dict[str, Any]
+
+
 class EntityMapping(Struct, frozen=True, kw_only=True):
     """A mapping of users or of organizations onto a table."""
 
@@ -85,7 +94,18 @@ class EntityMapping(Struct, frozen=True, kw_only=True):
     where: Callable[[Any], bool]
     create: bool
     when_deleted: Literal["delete", "keep", "unlink"] | dict[str, Any]
+    has_functions: bool
     definition: str
+
+    def evaluate(self, row: Any) -> OwnValues | None:
+        """Return the values for a row of the mirror; None if `where` excludes it. Raises what the
+        application's functions raise."""
+        if not self.where(row):
+            return None
+        return OwnValues(
+            {name: read(row) for name, read in self.columns.items()},
+            {name: read(row) for name, read in self.fill.items()},
+        )
 
     @property
     def primary_key(self) -> tuple[sa.Column[Any], ...]:
@@ -97,6 +117,16 @@ class EntityMapping(Struct, frozen=True, kw_only=True):
         """The mapped columns whose value surely only one row may have."""
         unique = [each.column for each in self.list_unique("postgresql") if each.is_sure]
         return list(dict.fromkeys(unique))
+
+    @property
+    def has_unique_key(self) -> bool:
+        """Whether the table is known to have a unique index on all of the key's column."""
+        if self.key.path:
+            return False
+        unique = [of.column for of in _list_unique(self.table, "postgresql") if of.is_sure]
+        if len(self.primary_key) == 1:
+            unique += self.primary_key
+        return any(column is self.key.column for column in unique)
 
     def list_unique(self, dialect: str) -> list[UniqueColumn]:
         """List the mapped columns whose value only one row may have, surely unique ones first."""
@@ -131,6 +161,8 @@ def declare_entities(
         finder.find(name).key: make_reader(ROW_TYPES[kind], source, finder.find(name), problem)
         for name, source in columns.items()
     }
+    own_link = _find_link(kind, link, finder, read_by_key, problem)
+    functions = [where, own_link and own_link.condition, *columns.values(), *(fill or {}).values()]
     mapping = EntityMapping(
         name=str(table.fullname),  # a subclass of str can't be encoded
         kind=kind,
@@ -143,10 +175,11 @@ def declare_entities(
             for name, source in (fill or {}).items()
         },
         create_defaults=read_defaults(create_defaults or {}, finder),
-        link=_find_link(kind, link, finder, read_by_key, problem),
+        link=own_link,
         where=_every if where is None else check_where(where, problem),
         create=create,
         when_deleted=_read_deletion(when_deleted, finder),
+        has_functions=any(map(is_function, functions)),
         definition=describe_definition(
             {
                 "key": [key_column.column, *key_column.path],
@@ -185,6 +218,11 @@ def _read_values(
             )
         if value is None and not takes_none(column):
             raise finder.problem(f"{option} sets {column.name} to null, but it is NOT NULL")
+        if is_unfit_constant(value, column):
+            raise finder.problem(
+                f"{option} sets {column.name} to a value of type {type(value).__name__}, which the "
+                f"column can't hold, because it is of type {column.type!r}"
+            )
     return {finder.find(name).key: _fit_to(finder.find(name))(v) for name, v in values.items()}
 
 
@@ -258,6 +296,8 @@ class ColumnFinder:
                 break
             path.insert(0, key.right.value)
             key = key.left
+        if "" in path:
+            raise self.problem("the key's path in a JSON column has an empty part")
         if path:
             key = self.table.c.get(str(getattr(key, "key", "")), key)
         column = self.find(key)
@@ -289,7 +329,7 @@ def make_reader(
         raise problem(f"{column.name} must be filled by a column's name or a function of the row")
     field, *path = source.split(".")
     fields = row_type.__struct_fields__
-    if field not in fields or (path and field not in _JSON_FIELDS):
+    if field not in fields or (path and field not in _JSON_FIELDS) or not all(path):
         raise problem(
             f"{column.name} can't be filled by {source!r}; use one of {', '.join(fields)}, "
             'a path such as "profile.givenName", or a function of the row'
@@ -307,11 +347,15 @@ def make_reader(
 
 
 def _fit_to(column: sa.Column[Any]) -> Read:
-    """Times are in UTC where a column has no time zone."""
+    """Times and days are in UTC where a column has no time zone. A tuple is written as a list."""
     if isinstance(column.type, sa.DateTime) and not column.type.timezone:
         return lambda value: (
             value.astimezone(UTC).replace(tzinfo=None) if isinstance(value, datetime) else value
         )
+    if isinstance(column.type, sa.Date):
+        return lambda value: value.astimezone(UTC).date() if isinstance(value, datetime) else value
+    if isinstance(column.type, sa.ARRAY | sa.JSON):
+        return lambda value: list(value) if isinstance(value, tuple) else value
     return lambda value: value
 
 
@@ -358,11 +402,36 @@ def _check(mapping: EntityMapping, problem: Problem) -> None:
     written = {*mapping.columns, *mapping.fill}
     if twice := own & written or set(mapping.columns) & set(mapping.fill):
         raise problem(f"{min(twice)} would be filled twice")
+    if (
+        isinstance(mapping.when_deleted, Mapping)
+        and not key.path
+        and own & mapping.when_deleted.keys()
+    ):
+        raise problem(
+            f"when_deleted can't set {key.column.name}, which holds Logto's ID: use \"unlink\", "
+            "which empties it"
+        )
     if mapping.when_deleted == "unlink" and not key.path and not key.column.nullable:
         raise problem(f'when_deleted="unlink" sets {key.column.name} to null, but it is NOT NULL')
-    filled = {*own, *written, *mapping.create_defaults}
+    if key.path:
+        _check_document(mapping, problem)
+    filled = {key.column.key, *written, *mapping.create_defaults}
     if mapping.create:
         check_required(mapping.table, filled, problem)
+
+
+def _check_document(mapping: EntityMapping, problem: Problem) -> None:
+    """Check that nothing else writes the document in which the key is. Raises InvalidMapping."""
+    column = mapping.key.column
+    at_end = mapping.when_deleted if isinstance(mapping.when_deleted, Mapping) else {}
+    if column.key in {*mapping.columns, *mapping.fill, *at_end}:
+        raise problem(
+            f"{column.name} holds Logto's ID, so {column.name} can't be in columns, fill or "
+            "when_deleted, which replace the whole document: keep the ID in a column of its own"
+        )
+    default = mapping.create_defaults.get(column.key, {})
+    if not isinstance(default, dict):
+        raise problem(f"{column.name} holds Logto's ID, so its default must be an object")
 
 
 def check_required(table: sa.Table, filled: Collection[str], problem: Problem) -> None:
@@ -380,7 +449,7 @@ def is_required(column: sa.Column[Any]) -> bool:
     table = column.table
     counts_itself = isinstance(table, sa.Table) and table.autoincrement_column is column
     return not (
-        column.nullable
+        (column.nullable and not column.primary_key)  # as SQLite's can be
         or column.default is not None
         or column.server_default is not None
         or column.identity is not None

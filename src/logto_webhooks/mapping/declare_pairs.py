@@ -22,6 +22,7 @@ from logto_webhooks.mapping.declare import (
     read_defaults,
 )
 from logto_webhooks.mapping.definition import describe_definition
+from logto_webhooks.mapping.sources import is_function
 
 PairKind = Literal["member", "user_role", "member_role"]
 EndKind = Literal["organization", "user", "member", "role"]
@@ -110,7 +111,13 @@ class PairMapping(Struct, frozen=True, kw_only=True):
     columns: dict[str, Read]
     create_defaults: dict[str, Any]
     where: Callable[[Any], bool] | None
+    has_functions: bool
     definition: str
+
+    def evaluate(self, row: Any) -> dict[str, Any]:
+        """Return the values of columns for a row of the mirror. Raises what the application's
+        functions raise."""
+        return {name: read(row) for name, read in self.columns.items()}
 
     @property
     def primary_key(self) -> tuple[sa.Column[Any], ...]:
@@ -209,6 +216,7 @@ def _declare(
         columns=reads,
         create_defaults=defaults,
         where=None if where is None else check_where(where, problem),
+        has_functions=any(map(is_function, (where, *columns.values()))),
         definition=describe_definition(
             {
                 "ends": described,

@@ -13,16 +13,21 @@ from typing import Final, Literal
 
 import sqlalchemy as sa
 from msgspec import Struct
+from msgspec.structs import replace
 
 from logto_webhooks.database.dialect import among
 from logto_webhooks.database.mapped_rows import (
+    ALONE_ALLOWED,
+    ALONE_HELD,
     PERMISSION,
     SECOND_ANSWER,
     UNCONFIRMED,
     RowState,
     StateStore,
 )
+from logto_webhooks.database.records import OTHER_END
 from logto_webhooks.database.schema import records
+from logto_webhooks.database.store import Store
 from logto_webhooks.mapping.apply_run import ApplyRun
 from logto_webhooks.mapping.declare import MappedKind
 from logto_webhooks.records.record import CONFIRMED_MS, NEVER, RESTORED, RESTORED_MS, Key
@@ -34,6 +39,7 @@ TOO_MANY: Final = (
     "more than 20 rows and 5% of the table would be deleted within an hour: see "
     "`logto-webhooks doctor`"
 )
+UNREADABLE: Final = "its row can't be read now"
 _END_STAYS: Final = "the row of its {} isn't deleted yet"
 _END_IS_BACK: Final = "its {} was restored, and its memberships and roles aren't refetched yet"
 
@@ -54,31 +60,34 @@ class DeletionGuard:
         self._allowed = run is not None and run.allows_deletions
         self._counted: set[str] = set() if run is None else run.deletions.setdefault(name, set())
         self._decided: dict[str, Stop | None] = {}
+        self._permitted: set[str] = set()  # those that somebody has allowed
 
     def decide(
         self, ids: Collection[str], stored: Mapping[str, RowState], unconfirmed: Collection[str]
     ) -> dict[str, Stop]:
         """Return which of the deletions are stopped. All that are new are decided together:
-        if they are too many, all are held. What is held stays so until it is allowed."""
+        if they are too many, all are held. What is held stays so until it is allowed, and what was
+        allowed is never held again."""
         new = [id_ for id_ in ids if id_ not in self._decided]
         if new:
-            self._counted.update(new)
+            permitted = {id_ for id_ in new if self._is_permitted(stored.get(id_))}
+            self._permitted |= permitted
+            self._counted.update(id_ for id_ in new if id_ not in permitted)
             waiting = {
                 id_: Stop("waiting", UNCONFIRMED, SECOND_ANSWER)
                 for id_ in new
                 if id_ in unconfirmed
             }
-            sure = [id_ for id_ in new if id_ not in waiting]
-            held = {
-                id_
-                for id_ in sure
-                if not self._allowed and id_ in stored and stored[id_].blocked_by == PERMISSION
-            }
-            if len(held) < len(sure) and not self._allowed and self._is_too_many():
-                held = set(sure)
-            self._decided |= dict.fromkeys(sure) | waiting
+            asked = [id_ for id_ in new if id_ not in permitted and id_ not in waiting]
+            held = {id_ for id_ in asked if id_ in stored and stored[id_].is_held}
+            if len(held) < len(asked) and self._is_too_many():
+                held = set(asked)
+            self._decided |= dict.fromkeys(new) | waiting
             self._decided |= dict.fromkeys(held, Stop("held", TOO_MANY, PERMISSION))
         return {id_: stop for id_ in ids if (stop := self._decided[id_]) is not None}
+
+    def _is_permitted(self, stored: RowState | None) -> bool:
+        return self._allowed or (stored is not None and stored.is_allowed)
 
     def _is_too_many(self) -> bool:
         """Whether too many rows would be deleted at once: with those that were deleted lately, and
@@ -86,10 +95,28 @@ class DeletionGuard:
         count = len(self._counted) + self._states.count_deletions(self._counted, WINDOW_MS)
         return count > FREE and not self._states.has_rows(count * SHARE, WINDOW_MS)
 
+    def has_let(self, id_: str) -> bool:
+        """Whether a deletion was decided on, and not stopped. If its row can't be deleted now, that
+        is done later: the rows of its memberships are gone."""
+        return id_ in self._decided and self._decided[id_] is None
+
     def note(self, ids: Collection[str]) -> None:
         """Note which rows were deleted. What was allowed doesn't count."""
-        if ids and not self._allowed:
-            self._states.note_deletions(ids)
+        counted = [id_ for id_ in ids if id_ not in self._permitted]
+        if counted:
+            self._states.note_deletions(counted)
+
+    def keep(self, state: RowState, stored: RowState | None) -> RowState:
+        """Return the state of a row as it is stored: an owed deletion stays held, or allowed. It is
+        tried alone, as it may be owed because it takes long."""
+        if state.state != "owed":
+            return state
+        was_held = stored is not None and stored.is_held
+        was_allowed = stored is not None and stored.is_allowed
+        was_allowed |= self.has_let(state.logto_id) or (was_held and self._allowed)
+        if state.logto_id in self._permitted or was_allowed:
+            return replace(state, blocked_by=ALONE_ALLOWED)
+        return replace(state, blocked_by=ALONE_HELD) if was_held else state
 
 
 def find_unconfirmed(connection: sa.Connection, kind: MappedKind, ids: Collection[str]) -> set[str]:
@@ -115,21 +142,48 @@ is_confirmed = sa.or_(
 
 def find_unready_ends(connection: sa.Connection, ends: Collection[Key]) -> dict[Key, Stop]:
     """Return the users and organizations whose memberships' and roles' rows aren't deleted yet:
-    only one answer of Logto says that they are gone, or they were restored just now."""
-    stops: dict[Key, Stop] = {}
+    only one answer of Logto says that they are gone."""
+    is_unconfirmed = sa.and_(records.c.deleted_at.is_not(None), ~is_confirmed)
+    return {
+        end: Stop("waiting", _END_STAYS.format(end.kind), name_departure(end))
+        for end in _select_ends(connection, ends, is_unconfirmed)
+    }
+
+
+def find_unread(connection: sa.Connection, pairs: Collection[Key]) -> dict[Key, Stop]:
+    """Return which of the memberships that are over may exist: only the deletion of a user or an
+    organization ended them, but that was restored, and Logto hasn't been asked about them since.
+    """
     is_back = records.c.waiting_reason.contains(RESTORED)
-    for kind in ("organization", "user"):
-        ids = sorted(end.id for end in ends if end.kind == kind)
-        query = sa.select(records.c.logto_id, records.c.deleted_at).where(
-            records.c.kind == kind,
-            among(records.c.logto_id, "ids"),
-            sa.or_(sa.and_(records.c.deleted_at.is_not(None), ~is_confirmed), is_back),
-        )
-        for id_, deleted_at in connection.execute(query, {"ids": ids}) if ids else ():
-            reason = _END_IS_BACK if deleted_at is None else _END_STAYS
-            end = Key("organization" if kind == "organization" else "user", id_)
-            stops[end] = Stop("waiting", reason.format(kind), name_departure(end))
+    back = _select_ends(connection, {end for pair in pairs for end in pair.ends}, is_back)
+    concerned = [pair for pair in pairs if not back.isdisjoint(pair.ends)]
+    if not concerned:  # the usual case
+        return {}
+    store = Store(connection)
+    ends = store.read_heads({end for pair in concerned for end in pair.ends})
+    stops = {}
+    for pair, record in store.read_unlocked(concerned).items():
+        if any(ends[end].deleted_at is not None for end in pair.ends):
+            continue
+        unread = [end for end in pair.ends if end in back and not record.is_told_since(ends[end])]
+        if unread:
+            reason = _END_IS_BACK.format(unread[0].kind)
+            stops[pair] = Stop("waiting", reason, name_departure(unread[0]))
     return stops
+
+
+def _select_ends(
+    connection: sa.Connection, ends: Collection[Key], condition: sa.ColumnElement[bool]
+) -> set[Key]:
+    """Return those of the users and organizations that meet a condition."""
+    found = set()
+    for kind in OTHER_END:
+        if ids := sorted(end.id for end in ends if end.kind == kind):
+            query = sa.select(records.c.logto_id).where(
+                records.c.kind == kind, among(records.c.logto_id, "ids"), condition
+            )
+            found |= {Key(kind, id_) for id_ in connection.scalars(query, {"ids": ids})}
+    return found
 
 
 def stop_for_end(end: Key, stop: Stop) -> Stop:

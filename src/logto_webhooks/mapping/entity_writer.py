@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -17,25 +17,29 @@ from logto_webhooks.database.mapped_rows import (
     LINKING,
     NOT_CREATED,
     RowState,
-    decode_id,
+    decode_ids,
     encode_id,
     lock_free_records,
 )
-from logto_webhooks.errors import RowRejected, StoreUnavailable, TimedOut
+from logto_webhooks.errors import RowRejected, StoreUnavailable
 from logto_webhooks.mapping.apply_run import ApplyRun
-from logto_webhooks.mapping.declare import EntityMapping, UniqueColumn
+from logto_webhooks.mapping.declare import EntityMapping, OwnValues, UniqueColumn
 from logto_webhooks.mapping.deletions import (
     TOO_MANY,
-    DeletionGuard,
+    UNREADABLE,
     Stop,
     find_unconfirmed,
 )
-from logto_webhooks.mapping.links import LinkFinder, NoLink, describe_raised
-from logto_webhooks.mapping.mirror import find_present, has_uncompared, read_rows
-from logto_webhooks.mapping.primary_keys import make_conditions
+from logto_webhooks.mapping.functions import NotEvaluated
+from logto_webhooks.mapping.json_keys import change_document, find_key, make_change
+from logto_webhooks.mapping.links import COMPARING, LOCKED, UNCOMPARED, LinkFinder, Links, NoLink
+from logto_webhooks.mapping.mirror import find_present, has_unknown, read_rows
+from logto_webhooks.mapping.primary_keys import describe_null, make_conditions
+from logto_webhooks.mapping.row_limits import RowLimits
 from logto_webhooks.mapping.table_writer import (
     NOT_KEPT,
     SKIPPED,
+    WRITING_LONG,
     Action,
     PlannedRow,
     TableWriter,
@@ -47,8 +51,14 @@ from logto_webhooks.mapping.table_writer import (
 from logto_webhooks.records.record import Key
 
 MOST_SWAPPED: Final = 50  # rows whose unique values go round, which are written together
-KEY: Final = "logto_key"
+KEY: Final = "logto_webhooks_key"  # not a name that an application gives its column
+# What the reasons begin with why records are owed of which it is known which rows they want.
+_COMPARED: Final = (WRITING_LONG, LOCKED)
 TAKEN: Final = "another row has the value of {}"
+SEVERAL: Final = (
+    "several rows have its ID in {}, so none is changed or deleted: keep the ID in one of them, "
+    "and add a unique index to the column"
+)
 
 
 class EntityWriter(TableWriter):
@@ -61,10 +71,10 @@ class EntityWriter(TableWriter):
         schemas: Any,
         run: ApplyRun | None = None,
         applied_to: str | None = None,
+        limits: RowLimits | None = None,
     ) -> None:
         """`applied_to` is that of the registered mapping."""
-        super().__init__(connection, mapping, schemas)
-        self._guard = DeletionGuard(mapping.name, self._states, run)
+        super().__init__(connection, mapping, schemas, run, limits)
         self._is_over_all = run is not None
         self._rehearsal = run if run is not None and run.rehearses else None
         self._is_compared = applied_to in (None, LINKING)
@@ -72,6 +82,7 @@ class EntityWriter(TableWriter):
         self.kind = mapping.kind
         self._mapping = mapping
         self._unique = mapping.list_unique(connection.dialect.name)
+        self._repeated: set[str] = set()  # the keys that several rows have
         self.came: set[str] = set()  # records that have a row, or another one, since now
 
     def write(self, ids: Collection[str]) -> None:
@@ -85,10 +96,10 @@ class EntityWriter(TableWriter):
             seen |= waiting
             freed = self._write(sorted(waiting))
             blocked = set(self._states.find_blocked(freed)) - seen if freed else set()
-            waiting = self._lock(blocked)
+            waiting = self.lock_more(blocked)
             seen |= blocked
 
-    def _lock(self, ids: Collection[str]) -> set[str]:
+    def lock_more(self, ids: Collection[str]) -> set[str]:
         """Lock more records, so that nobody writes them meanwhile. Return those that could be
         locked; the others are owed."""
         if not ids:
@@ -100,7 +111,7 @@ class EntityWriter(TableWriter):
         if busy := set(ids) - locked:
             stored = self._states.find(busy)
             owed = [block(state, "owed", CHANGING) for state in stored.values()]
-            self._states.save(owed, stored)
+            self._save(owed, stored)
         return locked
 
     def _write(self, ids: Sequence[str]) -> set[str]:
@@ -108,6 +119,7 @@ class EntityWriter(TableWriter):
         stored = self._states.find(ids)
         plans = self._plan(ids, stored)
         self._planned = {plan.logto_id: plan for plan in plans}
+        self._settle_unknown([state for i, state in stored.items() if i not in self._planned])
         to_write = [plan for plan in plans if plan.action != "nothing"]
         claimed = self._find_claimed(to_write)
         to_write = [plan for plan in to_write if plan.logto_id not in claimed]
@@ -116,30 +128,53 @@ class EntityWriter(TableWriter):
         written |= self._write_taken([plan for plan in to_write if plan.logto_id in taken], taken)
         states = {plan.logto_id: plan.state for plan in plans if plan.action == "nothing"} | written
         states |= claimed
-        self._name_inserted(states)
-        self._states.save(states.values(), stored)
+        for id_, state in states.items():
+            states[id_] = self._name_row(self._planned[id_], state, stored.get(id_))
+        self._save(states.values(), stored)
         self.results += [(self._planned[i], state) for i, state in states.items()]
         done = [self._planned[i] for i, state in states.items() if state.state == "ok"]
         self.came |= find_new_rows(states, stored, self._planned)
         if self._rehearsal is not None:
             self._claim(done, self._rehearsal)
-        self._guard.note([plan.logto_id for plan in done if plan.deletes])
+        put_off = [i for i, s in states.items() if s.state == "owed" and self._guard.has_let(i)]
+        self._guard.note([*(plan.logto_id for plan in done if plan.deletes), *put_off])
         return {encode_id(p.primary_key) for p in done if p.action in ("update", "delete")}
 
+    def _settle_unknown(self, states: Sequence[RowState]) -> None:
+        """Settle the states of records that the mirror doesn't have, such as those that only a
+        membership has told of."""
+        self._states.forget([state.logto_id for state in states if state.row_id is None])
+        with_row = {state.logto_id: state for state in states if state.row_id is not None}
+        settled = [RowState(logto_id=i, row_id=state.row_id) for i, state in with_row.items()]
+        self._states.save(settled, with_row)
+
     def _plan(self, ids: Sequence[str], states: Mapping[str, RowState]) -> list[PlannedRow]:
+        put_off = self._put_off(ids, states)
+        later = {plan.logto_id for plan in put_off}
+        ids = [id_ for id_ in ids if id_ not in later]
         rows = read_rows(self._connection, self._mapping.kind, ids)
         own_rows, locked = self._lock_own(ids)
-        unlinked = [i for i, row in rows.items() if i not in own_rows and row.deleted_at is None]
-        wanted = {i: rows[i] for i in unlinked if self._is_wanted(rows[i])}
-        linked = self._find_links(wanted)
-        linked |= self._find_former(
-            {i: row for i, row in wanted.items() if i not in linked and i in states}, states
-        )
-        gone = [i for i, row in rows.items() if row.deleted_at is not None and i in own_rows]
+        present = {i: row for i, row in rows.items() if row.deleted_at is None and i not in locked}
+        values = self._call(self._mapping.evaluate, present)
+        wanted = {i: own for i, own in values.items() if isinstance(own, OwnValues)}
+        # If a function fails, no row is linked, and nobody else is linked to that row.
+        has_none = [i for i, own in values.items() if own is not None and i not in own_rows]
+        unlinked = {i: rows[i] for i in has_none}
+        unread = {i for i in unlinked if isinstance(values[i], NotEvaluated)}
+        unread |= {plan.logto_id for plan in put_off if not is_compared(plan.state)}
+        linked = self._find_links(unlinked, has_uncompared=bool(unread))
+        had_one = [i for i in has_none if i in wanted and i not in linked and i in states]
+        linked |= self._find_former({i: wanted[i] for i in had_one}, states)
+        deleted = [i for i, row in rows.items() if row.deleted_at is not None]
+        gone = [i for i in deleted if i in own_rows and i not in self._repeated]
         stopped = self._stop_deletions(gone, states)
-        plans = []
+        plans = put_off
         for logto_id, row in rows.items():
             state = states.get(logto_id) or RowState(logto_id=logto_id)
+            if logto_id in self._repeated:
+                several = SEVERAL.format(self._mapping.key.column.name)
+                plans.append(refuse(state, "conflict", several))
+                continue
             if logto_id in locked:
                 plans.append(refuse(state, "owed", SKIPPED))
                 continue
@@ -147,29 +182,41 @@ class EntityWriter(TableWriter):
                 plans.append(refuse(state, stop.state, stop.reason, stop.blocked_by))
                 continue
             own = own_rows.get(logto_id)
-            plans.append(self._plan_row(logto_id, row, own, linked.get(logto_id), state))
+            if own is not None and None in self._key_of(own):
+                plans.append(refuse(state, "conflict", describe_null(self._primary_key)))
+                continue
+            if row.deleted_at is not None:
+                deletion = None if own is None else self._plan_deletion(logto_id, own, state)
+                plans.append(deletion or self._plan_nothing(state, own))
+                continue
+            plans.append(self._plan_row(state, values[logto_id], own, linked.get(logto_id)))
         return plans
 
     def find_stopped(self, ids: Collection[str]) -> dict[str, Stop]:
-        """Return which of the records were deleted, but have rows that are not to be deleted
-        now."""
+        """Return which of the records were deleted, but have rows that are not to be deleted now,
+        or perhaps have some: the table can't be read."""
         rows = read_rows(self._connection, self._mapping.kind, ids) if ids else {}
         gone = [id_ for id_, row in rows.items() if row.deleted_at is not None]
-        if not gone:
+        if not gone or self._mapping.when_deleted not in ("delete", "unlink"):
             return {}
         try:
-            with translate_row_errors(self._connection), self._connection.begin_nested():
+            with (
+                translate_row_errors(self._connection),
+                self._connection.begin_nested(),
+                self._limits.applied(),
+            ):
                 there = self._find_own(gone)
-        except StoreUnavailable:  # they will be owed
-            return {}
+        except Exception as error:  # `write` will tell of it
+            if self._limits.is_transaction_lost(error):
+                raise
+            return dict.fromkeys(gone, Stop("waiting", UNREADABLE))
         return self._stop_deletions(there, self._states.find(there))
 
     def find_held(self, ids: Collection[str]) -> dict[str, Stop]:
         """Return which of the records have rows whose deletion is held."""
         states = self._states.find(ids) if ids else {}
-        return {
-            id_: Stop("held", TOO_MANY) for id_, state in states.items() if state.state == "held"
-        }
+        held = [id_ for id_, state in states.items() if state.is_held]
+        return dict.fromkeys(held, Stop("held", TOO_MANY))
 
     def _stop_deletions(
         self, gone: Collection[str], stored: Mapping[str, RowState]
@@ -191,19 +238,20 @@ class EntityWriter(TableWriter):
         return PlannedRow(logto_id=state.logto_id, action="nothing", state=settled)
 
     def _plan_row(
-        self, logto_id: str, row: Any, own: sa.RowMapping | None, link: Any, state: RowState
+        self,
+        state: RowState,
+        evaluated: OwnValues | Exception | None,
+        own: sa.RowMapping | None,
+        link: sa.RowMapping | NoLink | Exception | None,
     ) -> PlannedRow:
-        mapping = self._mapping
-        if row.deleted_at is not None:
-            deletion = None if own is None else self._plan_deletion(logto_id, own, state)
-            return deletion or self._plan_nothing(state, own)
-        try:
-            if not mapping.where(row):
-                return self._plan_nothing(state, own, BY_WHERE)
-            values = {name: read(row) for name, read in mapping.columns.items()}
-            fill = {name: read(row) for name, read in mapping.fill.items()}
-        except Exception as error:  # the application's function
-            return refuse(state, "conflict", describe_raised(error))
+        mapping, logto_id = self._mapping, state.logto_id
+        if evaluated is None:
+            return self._plan_nothing(state, own, BY_WHERE)
+        if isinstance(evaluated, Exception):
+            return self._refuse_unevaluated(state, evaluated, self._name_wanted(link))
+        if isinstance(link, Exception):
+            return self._refuse_unevaluated(state, link)
+        values, fill = evaluated.columns, evaluated.fill
         if isinstance(link, NoLink):
             return refuse(state, link.state, link.reason, link.blocked_by)
         if own is None and link is not None:
@@ -237,6 +285,12 @@ class EntityWriter(TableWriter):
         ok = RowState(logto_id=logto_id)
         return PlannedRow(logto_id=logto_id, action="insert", values=values, state=ok)
 
+    def _name_wanted(self, link: sa.RowMapping | NoLink | Exception | None) -> str | None:
+        """Return the primary key of the row that a record wants to be linked to."""
+        if isinstance(link, sa.RowMapping):
+            return encode_id(self._key_of(link))
+        return link.blocked_by if isinstance(link, NoLink) else None
+
     def _plan_deletion(
         self, logto_id: str, own: sa.RowMapping, state: RowState
     ) -> PlannedRow | None:
@@ -265,13 +319,23 @@ class EntityWriter(TableWriter):
     def _lock_own(self, ids: Sequence[str]) -> tuple[dict[str, sa.RowMapping], set[str]]:
         """Lock the rows that have the keys of records. Return them by key, and the keys of those
         that somebody else has locked."""
+        if not self._mapping.has_unique_key:  # of several rows with a key, some may be locked
+            self._find_own(ids)
         query = self._own.with_for_update(skip_locked=True, key_share=True)
-        rows = {row[KEY]: row for row in self._run(query, {"ids": list(ids)}).mappings()}
+        rows = self._by_key(self._run(query, {"ids": list(ids)}).mappings())
         missing = [id_ for id_ in ids if id_ not in rows]
         return rows, set(self._find_own(missing)) if missing else set()
 
     def _find_own(self, ids: Sequence[str]) -> dict[str, sa.RowMapping]:
-        return {row[KEY]: row for row in self._run(self._own, {"ids": list(ids)}).mappings()}
+        return self._by_key(self._run(self._own, {"ids": list(ids)}).mappings())
+
+    def _by_key(self, rows: Iterable[sa.RowMapping]) -> dict[str, sa.RowMapping]:
+        by_key: dict[str, sa.RowMapping] = {}
+        for row in rows:
+            if row[KEY] in by_key:
+                self._repeated.add(row[KEY])
+            by_key[row[KEY]] = row
+        return by_key
 
     @property
     def _own(self) -> sa.Select[Any]:
@@ -281,7 +345,9 @@ class EntityWriter(TableWriter):
         is_one = among(text, "ids") if is_text else text.in_(sa.bindparam("ids", expanding=True))
         return sa.select(*self._read_columns(), text.label(KEY)).where(is_one)
 
-    def _find_links(self, rows: dict[str, Any]) -> dict[str, sa.RowMapping | NoLink]:
+    def _find_links(self, rows: dict[str, Any], *, has_uncompared: bool) -> Links:
+        """Find the rows to be linked to records. `has_uncompared` says that some that are written
+        with them may want the same rows."""
         link = self._mapping.link
         if link is None or not rows:
             return {}
@@ -292,63 +358,75 @@ class EntityWriter(TableWriter):
             link,
             self._read_columns(),
             self._run,
+            self._call,
             None if run is None else run.find_rows(self.name),
-            partial(self._compares, rows),
+            partial(self._find_obstacle, rows, has_uncompared=has_uncompared),
         )
         return finder.find(rows)
 
     def _find_former(
-        self, rows: Mapping[str, Any], states: Mapping[str, RowState]
-    ) -> dict[str, sa.RowMapping | NoLink]:
+        self, values: Mapping[str, OwnValues], states: Mapping[str, RowState]
+    ) -> Links:
         """Find the rows that records had before they were unlinked, and lock them. The application
         may have given such a row to somebody else, or emptied it, and a database can use its
         primary key again: so it must have no key, no other record, and the same texts."""
-        before = {i: row_id for i in rows if (row_id := states[i].row_id) is not None}
+        before = {i: row_id for i in values if (row_id := states[i].row_id) is not None}
         if self._mapping.when_deleted != "unlink" or not before:
             return {}
         owners = self._states.find_owners(before.values())
-        keys = {
-            decode_id(row_id, self._primary_key): id_
-            for id_, row_id in before.items()
-            if owners.get(row_id) == {id_}
-        }
+        ids = {row_id: id_ for id_, row_id in before.items() if owners.get(row_id) == {id_}}
+        decoded = decode_ids(ids, self._primary_key, self._connection.dialect)
+        keys = {key: ids[row_id] for row_id, key in decoded.items()}
         query = sa.select(*self._read_columns()).where(self._mapping.key.text.is_(None))
-        queries = [query.where(are_some) for are_some in make_conditions(self._primary_key, keys)]
-        found = {
-            keys[self._key_of(row)]: row for query in queries for row in self._run(query).mappings()
+        found = self._find_by_keys(query, keys)
+        same = {
+            key: i
+            for key, i in keys.items()
+            if i in found and self._has_same_texts(values[i], found[i])
         }
-        same = {id_: row for id_, row in found.items() if self._has_same_texts(rows[id_], row)}
-        if not same:
-            return {}
-        locking = [query.with_for_update(skip_locked=True, key_share=True) for query in queries]
-        locked = {
-            keys[self._key_of(row)]: row for query in locking for row in self._run(query).mappings()
+        locking = query.with_for_update(skip_locked=True, key_share=True)
+        locked = self._find_by_keys(locking, same)
+        return {
+            id_: row
+            if (row := locked.get(id_)) is not None and self._has_same_texts(values[id_], row)
+            else NoLink(SKIPPED, "owed", before[id_])
+            for id_ in same.values()
         }
-        return {id_: locked.get(id_) or NoLink(SKIPPED, "owed", before[id_]) for id_ in same}
 
-    def _has_same_texts(self, row: Any, own: sa.RowMapping) -> bool:
+    def _find_by_keys(
+        self, query: sa.Select[Any], keys: Mapping[tuple[Any, ...], str]
+    ) -> dict[str, sa.RowMapping]:
+        """Return the rows with these primary keys, by the record of each."""
+        records = {encode_id(key): id_ for key, id_ in keys.items()}
+        return {
+            records[row_id]: row
+            for are_some in make_conditions(self._primary_key, keys)
+            for row in self._run(query.where(are_some)).mappings()
+            if (row_id := encode_id(self._key_of(row))) in records
+        }
+
+    def _has_same_texts(self, values: OwnValues, own: sa.RowMapping) -> bool:
         """Whether all texts that a mapping keeps equal are equal, and there is one."""
-        try:
-            values = {name: read(row) for name, read in self._mapping.columns.items()}
-        except Exception:  # the application's function
-            return False
-        texts = {name: value for name, value in values.items() if isinstance(value, str) and value}
+        texts = {
+            name: value
+            for name, value in values.columns.items()
+            if isinstance(value, str) and value
+        }
         return bool(texts) and not self._find_differing(texts, own)
 
-    def _compares(self, ids: Collection[str]) -> bool:
-        """Whether other records may want the same existing rows, but haven't been compared yet."""
-        if self._is_compared or self._is_over_all:  # which links in a second pass
-            return not self._is_compared
-        if self._is_forgetting:  # what was compared before doesn't count
-            return True
-        return has_uncompared(self._connection, self.name, self._mapping.kind, ids)
-
-    def _is_wanted(self, row: Any) -> bool:
-        """Whether the mapping is for a record. If that can't be told, no row is linked."""
-        try:
-            return self._mapping.where(row)
-        except Exception:  # the application's function
-            return False
+    def _find_obstacle(self, ids: Collection[str], *, has_uncompared: bool) -> str | None:
+        """Return why no row is linked yet: others may want it, but haven't been compared."""
+        if not self._is_compared and (
+            self._is_over_all  # which links in a second pass
+            or self._is_forgetting  # what was compared before doesn't count
+            or has_unknown(self._connection, self.name, self._mapping.kind, ids)
+        ):
+            return COMPARING
+        if self._rehearsal is not None:
+            return None
+        if has_uncompared or self._states.owes_first_rows(ids, _COMPARED):
+            return UNCOMPARED
+        return None
 
     def _settle_refusal(self, plan: PlannedRow, error: Exception) -> dict[str, RowState]:
         """Try once more together with the rows that have the values it wants."""
@@ -359,8 +437,9 @@ class EntityWriter(TableWriter):
         if len(ring) > 1:
             try:
                 self._write_ring(ring)
-            except (RowRejected, TimedOut):
-                pass
+            except (RowRejected, StoreUnavailable):
+                if not self._limits.can_go_on:
+                    raise
             else:
                 self._planned |= {swapped.logto_id: swapped for swapped in ring}
                 return {swapped.logto_id: swapped.state for swapped in ring}
@@ -458,7 +537,7 @@ class EntityWriter(TableWriter):
             if any(holder == encode_id(swapped.primary_key) for swapped in ring):
                 return ring
             owners = self._states.find_owners([holder]).get(holder, set())
-            locked = sorted(self._lock(owners))
+            locked = sorted(self.lock_more(owners))
             plans = self._plan(locked, self._states.find(locked))
             plans = [changing for changing in plans if changing.action != "nothing"]
             if len(plans) != 1:
@@ -468,7 +547,7 @@ class EntityWriter(TableWriter):
 
     def _write_ring(self, ring: Sequence[PlannedRow]) -> None:
         """Free the unique values first, by null or by a placeholder, then set them."""
-        with translate_row_errors(self._connection), self._connection.begin_nested():
+        with self._savepoint(ring):
             for plan in ring:
                 freed = {
                     column.key: None if column.nullable else _placeholder(column, plan.logto_id)
@@ -479,20 +558,24 @@ class EntityWriter(TableWriter):
                     self._update([replace(plan, values=freed)])
             self._execute(ring)
 
-    def _name_inserted(self, states: dict[str, RowState]) -> None:
-        """Read the primary keys that the database made."""
-        new = [
-            i
-            for i, state in states.items()
-            if state.state == "ok" and self._planned[i].action == "insert"
-        ]
-        rows = self._find_own(new) if new else {}
-        for logto_id in new:
-            state, row = states[logto_id], rows.get(logto_id)
-            if row is None:
-                states[logto_id] = block(state, "conflict", NOT_KEPT)
-            else:
-                states[logto_id] = replace(state, row_id=encode_id(self._key_of(row)))
+    def _note_inserted(self, plans: Sequence[PlannedRow]) -> None:
+        rows = self._find_own([plan.logto_id for plan in plans])
+        if len(rows) < len(plans):
+            raise RowRejected(problem=NOT_KEPT)
+        if not self._repeated.isdisjoint(rows):
+            raise RowRejected(problem=SEVERAL.format(self._mapping.key.column.name))
+        self._note_keys({id_: self._key_of(row) for id_, row in rows.items()})
+
+    def _name_row(self, plan: PlannedRow, state: RowState, stored: RowState | None) -> RowState:
+        """Return the state of a row with the primary key that the row has now."""
+        if state.state == "ok" and plan.action == "insert":
+            return replace(state, row_id=self._inserted[plan.logto_id])
+        if state.state == "ok" or plan.action == "nothing":
+            return state
+        # It is as it was, so one that was to be linked is free.
+        if plan.primary_key and not plan.links:
+            return replace(state, row_id=encode_id(plan.primary_key))
+        return replace(state, row_id=None if stored is None else stored.row_id)
 
     def _read_columns(self) -> list[sa.Column[Any]]:
         mapping = self._mapping
@@ -507,16 +590,19 @@ class EntityWriter(TableWriter):
         key = self._mapping.key
         if not key.path:
             return {key.column.key: logto_id}
-        document = dict((own[key.column] if own is not None else None) or {})
-        inner = document
-        for name in key.path[:-1]:
-            inner[name] = dict(inner.get(name) or {})
-            inner = inner[name]
-        if logto_id is None:
-            inner.pop(key.path[-1], None)
-        else:
-            inner[key.path[-1]] = logto_id
-        return {key.column.key: document}
+        default = self._mapping.create_defaults.get(key.column.key)
+        document = default if own is None else own[key.column]
+        return {key.column.key: change_document(document, key.path, logto_id)}
+
+    def _make_assignment(self, name: str, parameter: str) -> sa.ColumnElement[Any]:
+        key = self._mapping.key
+        if not key.path or name != key.column.key:
+            return super()._make_assignment(name, parameter)
+        return make_change(key.column, key.path, parameter, self._connection.dialect)
+
+    def _find_assigned(self, name: str, value: Any) -> Any:
+        key = self._mapping.key
+        return find_key(value, key.path) if name == key.column.key else value
 
     def find_extra(
         self, after: tuple[Any, ...], limit: int
@@ -536,25 +622,30 @@ class EntityWriter(TableWriter):
         return {row[column]: row[KEY] for row in rows if row[KEY] is not None}
 
     def find_keys(self, ids: Sequence[str]) -> dict[str, Any]:
-        """Return the primary keys of records' rows, which have one column."""
-        return {id_: self._key_of(row)[0] for id_, row in self._find_own(ids).items()}
+        """Return the primary keys of records' rows, which have one column. A record with several
+        rows has none."""
+        own_rows = self._find_own(ids)
+        return {
+            id_: self._key_of(row)[0] for id_, row in own_rows.items() if id_ not in self._repeated
+        }
 
     def find_excluded(self, ids: Sequence[str]) -> set[str]:
         """Return those of the records without a row that get none: `where` excludes them, or no
-        rows are created. One for which `where` raises has a conflict."""
-
-        def is_excluded(row: Any) -> bool:
-            try:
-                return not (self._mapping.create and self._mapping.where(row))
-            except Exception:
-                return not self._mapping.create
-
+        rows are created. One for which `where` fails isn't excluded by it."""
         rows = read_rows(self._connection, self.kind, ids)
-        return {id_ for id_, row in rows.items() if is_excluded(row)}
+        if not self._mapping.create:
+            return set(rows)
+        is_wanted = self._call(self._mapping.where, rows)
+        return {id_ for id_ in rows if not is_wanted[id_]}
 
     def find_unsettled(self, ids: Collection[str]) -> list[str]:
         """List those of the records whose rows wait, conflict or are owed."""
         return [id_ for id_, state in self._states.find(ids).items() if not state.is_settled]
+
+
+def is_compared(state: RowState) -> bool:
+    """Whether it is known which existing row an owed record wants, if any."""
+    return state.row_id is not None or (state.reason or "").startswith(_COMPARED)
 
 
 def _placeholder(column: sa.Column[Any], logto_id: str) -> Any:

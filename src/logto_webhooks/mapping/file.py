@@ -402,14 +402,18 @@ class _Declaration:
         sources = {}
         for column_name, value in getattr(self._section, name).items():
             column = self._find_column(column_name, name)
-            sources[column.key] = read_source(value, row_type, column, self._at(name))
+            sources[column.key] = read_source(
+                value, row_type, column, self._tables.dialect, self._at(name)
+            )
         return sources
 
     def _read_constants(self, values: Mapping[str, Any], name: str) -> dict[str, Any]:
         constants = {}
         for column_name, value in values.items():
             column = self._find_column(column_name, name)
-            constants[column.key] = read_constant(value, column, self._at(name))
+            constants[column.key] = read_constant(
+                value, column, self._tables.dialect, self._at(name)
+            )
         return constants
 
     def _read_deletion(self, value: Any) -> Any:
@@ -427,6 +431,8 @@ class _Declaration:
         if key in self._table.c or "." not in key:
             return self._find_column(key, "key").key
         name, *path = key.split(".")
+        if not all(path):
+            raise self._fail(f'key: the path "{key}" has an empty part')
         column: Any = self._find_column(name, "key")
         if not isinstance(column.type, sa.JSON):
             raise self._fail(f"key: {name} isn't of type JSON, so there is nothing inside it")

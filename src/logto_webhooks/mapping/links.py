@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, Literal
 
 import sqlalchemy as sa
@@ -11,12 +12,13 @@ from msgspec import Struct
 
 from logto_webhooks.database.mapped_rows import StateStore, encode_id
 from logto_webhooks.mapping.apply_run import SeenRows
-from logto_webhooks.mapping.declare import EntityMapping, Link
+from logto_webhooks.mapping.declare import EntityMapping, Link, Read
+from logto_webhooks.mapping.functions import NotEvaluated
 from logto_webhooks.mapping.mirror import find_doubtful
-from logto_webhooks.mapping.primary_keys import make_conditions
-from logto_webhooks.mapping.sources import FunctionRaised
+from logto_webhooks.mapping.primary_keys import describe_null, make_conditions
+from logto_webhooks.mapping.sources import RAISED
 
-_LINK: Final = "logto_link"
+_LINK: Final = "logto_webhooks_link"
 _TO_LOWER: Final = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
@@ -29,16 +31,29 @@ class NoLink(Struct, frozen=True):
 
 
 COMPARING: Final = "an existing row can be linked when all records have been compared"
+UNCOMPARED: Final = (
+    "an existing row can be linked when rows that are owed have been compared: it may be theirs"
+)
 SHARED: Final = "another user could be linked to the same row"
 SEVERAL: Final = "several existing rows could be linked"
 AMBIGUOUS: Final = (SHARED, SEVERAL)
 _IN_DOUBT: Final = "its record is in doubt, so no existing row is linked yet"
-_LOCKED: Final = (
-    "a row that could be linked is locked, or row-level security doesn't let it be changed"
+LOCKED: Final = (
+    "a row that could be linked is locked or was just changed, or row-level security doesn't let it"
+    " be changed"
 )
-_WANTING: Final = (COMPARING, SHARED, _IN_DOUBT, _LOCKED)  # reasons of records that want a row
+_WANTING: Final = (
+    COMPARING,
+    UNCOMPARED,
+    SHARED,
+    _IN_DOUBT,
+    LOCKED,
+)  # reasons of records that want a row
 _SEVERAL: Final = NoLink(SEVERAL)
 _NO_OBJECT: Final = NoLink("the JSON document of the row to be linked isn't an object")
+
+
+Links = dict[str, sa.RowMapping | NoLink | Exception]
 
 
 class LinkFinder:
@@ -51,71 +66,77 @@ class LinkFinder:
         link: Link,
         columns: Sequence[sa.Column[Any]],
         run: Callable[[Any], sa.CursorResult[Any]],
+        call: Callable[[Callable[[Any], Any], Mapping[str, Any]], Mapping[str, Any]],
         seen: SeenRows | None = None,
-        compares: Callable[[], bool] = lambda: False,
+        find_obstacle: Callable[[], str | None] = lambda: None,
     ) -> None:
-        """`columns` are those to read; `run` executes a query on the application's table. `seen`
-        are the rows of a rehearsal. If it `compares`, no row is linked, because other records
-        that want it may not have been compared yet."""
+        """`columns` are those to read; `run` executes a query on the application's table; `call`
+        calls a function with rows of the mirror, and returns its results or errors. `seen` are the
+        rows of a rehearsal. `find_obstacle` tells why no row is linked yet: other records that want
+        it may not have been compared."""
         self._connection = connection
         self._mapping = mapping
         self._link = link
         self._columns = columns
         self._run = run
+        self._call = call
         self._seen = seen
-        self._compares = compares
+        self._find_obstacle = find_obstacle
         self._states = StateStore(connection, mapping.name, mapping.kind)
         self._is_free = mapping.key.text.is_(None)
+        # What the row of each record must still fulfil when it is locked, by id.
+        self._values: dict[str, Any] = {}
+        self._conditions: dict[str, sa.ColumnElement[bool]] = {}
 
-    def find(self, rows: dict[str, Any]) -> dict[str, sa.RowMapping | NoLink]:
-        """Find a row for each of the records, and lock it. A record without one isn't returned."""
-        links: dict[str, sa.RowMapping | NoLink] = {}
+    def find(self, rows: dict[str, Any]) -> Links:
+        """Find a row for each of the records, and lock it. A record without one isn't returned. One
+        for which the application's function fails has its error."""
+        links: Links = {}
         if self._link.condition is not None:
             candidates = self._find_by_condition(rows, links)
         else:
             candidates = self._find_by_value(rows, links)
         chosen = self._choose(candidates)
-        is_comparing = bool(chosen) and self._compares()
+        obstacle = self._find_obstacle() if chosen else None
+        if any(isinstance(link, NotEvaluated) for link in links.values()):
+            obstacle = obstacle or UNCOMPARED
         doubtful = find_doubtful(self._connection, self._mapping.kind, chosen) if chosen else []
         for logto_id in doubtful:
             rows_of = candidates[logto_id]
             wants = self._id_of(rows_of[0]) if len(rows_of) == 1 else None
             chosen[logto_id] = NoLink(_IN_DOUBT, "waiting", wants)
-        if is_comparing:
+        if obstacle is not None:
             if self._seen is not None:
                 self._note_wanted(candidates, self._seen)
-            return links | self._put_off(chosen)
+            return links | self._put_off(chosen, obstacle)
         return links | self._lock(chosen)
 
     def _find_by_condition(
-        self, rows: dict[str, Any], links: dict[str, sa.RowMapping | NoLink]
+        self, rows: dict[str, Any], links: Links
     ) -> dict[str, list[sa.RowMapping]]:
         assert self._link.condition is not None
         candidates = {}
-        for logto_id, row in rows.items():
-            try:
-                is_linked = self._link.condition(row)
-            except Exception as error:
-                links[logto_id] = NoLink(describe_raised(error))
+        for logto_id, is_linked in self._call(self._link.condition, rows).items():
+            if isinstance(is_linked, Exception):
+                links[logto_id] = is_linked
                 continue
             query = sa.select(*self._columns).where(self._is_free, is_linked).limit(2)
-            candidates[logto_id] = list(self._run(query).mappings())
+            if found := list(self._run(query).mappings()):
+                candidates[logto_id] = found
+                self._conditions[logto_id] = is_linked
         return candidates
 
-    def _find_by_value(
-        self, rows: dict[str, Any], links: dict[str, sa.RowMapping | NoLink]
-    ) -> dict[str, list[sa.RowMapping]]:
+    def _find_by_value(self, rows: dict[str, Any], links: Links) -> dict[str, list[sa.RowMapping]]:
         column, read = self._link.column, self._link.read
         assert column is not None
         assert read is not None
         wanted: dict[Any, list[str]] = {}
-        for logto_id, row in rows.items():
-            try:
-                value = self._to_comparable(read(row))
-            except Exception as error:
-                links[logto_id] = NoLink(describe_raised(error))
-                continue
-            if value is not None:
+        compute = partial(self._read_comparable, read)
+        for logto_id, value in self._call(compute, rows).items():
+            if isinstance(value, Exception):
+                links[logto_id] = value
+            elif value is not None:
+                self._values[logto_id] = value
                 wanted.setdefault(value, []).append(logto_id)
         if not wanted:
             return {}
@@ -129,6 +150,9 @@ class LinkFinder:
             for logto_id in wanted.get(self._to_comparable(row[_LINK]), ()):
                 candidates.setdefault(logto_id, []).append(row)
         return candidates
+
+    def _read_comparable(self, read: Read, row: Any) -> Any:
+        return self._to_comparable(read(row))
 
     def _to_comparable(self, value: Any) -> Any:
         """Return the value as it is compared; None if nothing can equal it.
@@ -156,13 +180,16 @@ class LinkFinder:
         wanted = {id_: self._id_of(rows[0]) for id_, rows in candidates.items() if len(rows) == 1}
         row_ids = set(wanted.values())
         owners = self._states.find_owners(row_ids) if row_ids else {}
-        wanted_by = self._states.find_wanting(row_ids, _WANTING) if row_ids else {}
+        wanted_by = self._states.find_wanting(row_ids, _WANTING, RAISED) if row_ids else {}
         for logto_id, row_id in wanted.items():
             wanted_by.setdefault(row_id, set()).add(logto_id)
         chosen: dict[str, sa.RowMapping | NoLink] = {}
         for logto_id, rows in candidates.items():
             if len(rows) > 1:
                 chosen[logto_id] = _SEVERAL
+                continue
+            if None in _values_of(rows[0], self._mapping.primary_key):
+                chosen[logto_id] = NoLink(describe_null(self._mapping.primary_key))
                 continue
             row_id = wanted[logto_id]
             is_shared = self._seen is not None and self._seen.is_shared(row_id)
@@ -181,41 +208,72 @@ class LinkFinder:
             seen.note(row_id, logto_ids)
 
     def _put_off(
-        self, chosen: dict[str, sa.RowMapping | NoLink]
+        self, chosen: dict[str, sa.RowMapping | NoLink], obstacle: str
     ) -> dict[str, sa.RowMapping | NoLink]:
         """Link no row yet, and tell later records which rows these want."""
         put_off: dict[str, sa.RowMapping | NoLink] = {}
         for logto_id, row in chosen.items():
             is_shared = isinstance(row, NoLink) and row.reason == SHARED
             if is_shared and self._seen is not None and isinstance(row, NoLink):
-                put_off[logto_id] = NoLink(COMPARING, "waiting", row.blocked_by)
+                put_off[logto_id] = NoLink(obstacle, "waiting", row.blocked_by)
             elif isinstance(row, NoLink):
                 put_off[logto_id] = row
             else:
-                put_off[logto_id] = NoLink(COMPARING, "waiting", self._id_of(row))
+                put_off[logto_id] = NoLink(obstacle, "waiting", self._id_of(row))
         return put_off
 
     def _lock(self, chosen: dict[str, sa.RowMapping | NoLink]) -> dict[str, sa.RowMapping | NoLink]:
-        """Lock the chosen rows, so that nobody else gives them a key. One that is locked, or has
-        one by now, isn't linked."""
+        """Lock the chosen rows, so that nobody else gives them a key, and return them as they are
+        now: the application may have changed them since they were found. One that is locked, has a
+        key by now, or isn't the record's any more, isn't linked."""
         rows = {id_: row for id_, row in chosen.items() if not isinstance(row, NoLink)}
         if not rows:
             return chosen
+        if self._link.condition is not None:
+            locked = self._lock_by_condition(rows)
+        else:
+            locked = self._lock_by_value(rows)
+        links = dict(chosen)
+        for logto_id, found in rows.items():
+            row = locked.get(logto_id)
+            if row is None:
+                links[logto_id] = NoLink(LOCKED, "owed", self._id_of(found))
+            else:
+                links[logto_id] = row if self._can_hold_key(row) else _NO_OBJECT
+        return links
+
+    def _lock_by_condition(self, rows: Mapping[str, sa.RowMapping]) -> dict[str, sa.RowMapping]:
         place = self._mapping.primary_key
-        query = sa.select(*place).where(self._is_free)
+        locked = {}
+        for logto_id, found in rows.items():
+            [is_row] = make_conditions(place, [_values_of(found, place)])
+            query = sa.select(*self._columns).where(
+                self._is_free, is_row, self._conditions[logto_id]
+            )
+            # The condition may join tables that nobody is to wait for.
+            query = query.with_for_update(skip_locked=True, key_share=True, of=self._mapping.table)
+            row = self._run(query).mappings().first()
+            if row is not None:
+                locked[logto_id] = row
+        return locked
+
+    def _lock_by_value(self, rows: Mapping[str, sa.RowMapping]) -> dict[str, sa.RowMapping]:
+        column, place = self._link.column, self._mapping.primary_key
+        assert column is not None
+        query = sa.select(*self._columns, column.label(_LINK)).where(self._is_free)
         query = query.with_for_update(skip_locked=True, key_share=True)
+        records = {self._id_of(row): logto_id for logto_id, row in rows.items()}
         keys = [_values_of(row, place) for row in rows.values()]
         locked = {
-            encode_id(row)
+            records[self._id_of(row)]: row
             for are_some in make_conditions(place, keys)
-            for row in self._run(query.where(are_some))
+            for row in self._run(query.where(are_some)).mappings()
         }
-        lost = {
-            id_: NoLink(_LOCKED, "owed", row_id)
-            for id_, row in rows.items()
-            if (row_id := self._id_of(row)) not in locked
+        return {
+            logto_id: row
+            for logto_id, row in locked.items()
+            if self._to_comparable(row[_LINK]) == self._values[logto_id]
         }
-        return chosen | lost
 
     def _can_hold_key(self, row: sa.RowMapping) -> bool:
         """Whether a JSON document has room for the key: objects along its path, or nothing."""
@@ -235,11 +293,3 @@ class LinkFinder:
 
 def _values_of(row: sa.RowMapping, columns: Iterable[sa.Column[Any]]) -> list[Any]:
     return [row[column] for column in columns]
-
-
-def describe_raised(error: Exception) -> str:
-    """Say which function of the mapping raised. The message of its error may contain personal
-    data."""
-    if isinstance(error, FunctionRaised):
-        return str(error)
-    return f"the mapping raised {type(error).__name__}"

@@ -57,7 +57,7 @@ def read_rows(connection: sa.Connection, kind: MappedKind, ids: Collection[str])
     return rows
 
 
-def has_uncompared(
+def has_unknown(
     connection: sa.Connection, mapping: str, kind: MappedKind, ids: Collection[str]
 ) -> bool:
     """Whether the mirror has records, other than these, of which a mapping knows nothing yet."""

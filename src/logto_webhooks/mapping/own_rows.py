@@ -7,10 +7,11 @@ from typing import Any, Final, Literal
 import sqlalchemy as sa
 from msgspec import Struct
 
-from logto_webhooks.database.mapped_rows import RowState, StateStore, decode_id
+from logto_webhooks.database.mapped_rows import RowState, StateStore, decode_ids
 from logto_webhooks.mapping.declare import EntityMapping
-from logto_webhooks.mapping.links import describe_raised
+from logto_webhooks.mapping.functions import SHARED_S, FunctionCaller
 from logto_webhooks.mapping.mirror import read_rows
+from logto_webhooks.mapping.sources import describe_raised
 
 _DELETED_HERE: Final = "it was deleted here; `logto-webhooks mapping apply` writes it again"
 
@@ -39,7 +40,10 @@ def find_own_row(connection: sa.Connection, mapping: EntityMapping, logto_id: st
     is_deleted = row.deleted_at is not None
     if stored is not None and stored.row_id is not None:
         unlinked = is_deleted and mapping.when_deleted == "unlink"
-        primary_key = decode_id(stored.row_id, mapping.primary_key) if unlinked else None
+        primary_key = None
+        if unlinked:
+            decoded = decode_ids([stored.row_id], mapping.primary_key, connection.dialect)
+            primary_key = decoded.get(stored.row_id)
         return OwnRow(
             state="here",
             reason=_explain_deletion(mapping, stored),
@@ -49,7 +53,7 @@ def find_own_row(connection: sa.Connection, mapping: EntityMapping, logto_id: st
     if is_deleted:
         reason = f"the {mapping.kind} was deleted in Logto"
         return OwnRow(state="absent", reason=reason, is_deleted=True)
-    return _explain_absence(mapping, row, stored)
+    return _explain_absence(mapping, logto_id, row, stored)
 
 
 def _explain_deletion(mapping: EntityMapping, stored: RowState) -> str:
@@ -59,13 +63,17 @@ def _explain_deletion(mapping: EntityMapping, stored: RowState) -> str:
     return stored.reason or _DELETED_HERE
 
 
-def _explain_absence(mapping: EntityMapping, row: Any, stored: RowState | None) -> OwnRow:
+def _explain_absence(
+    mapping: EntityMapping, logto_id: str, row: Any, stored: RowState | None
+) -> OwnRow:
     if stored is not None and not stored.is_settled:
         return OwnRow(state="waits", reason=stored.reason or stored.state)
-    try:
-        is_wanted = mapping.where(row)
-    except Exception as error:  # the application's function
-        return OwnRow(state="waits", reason=describe_raised(error))
+    is_wanted: bool | Exception = True
+    if mapping.has_functions:
+        called = FunctionCaller(SHARED_S).call(mapping.name, mapping.where, {logto_id: row})
+        is_wanted = called[logto_id]
+    if isinstance(is_wanted, Exception):
+        return OwnRow(state="waits", reason=describe_raised(is_wanted))
     if not is_wanted:
         return OwnRow(state="absent", reason=f"`where` excludes the {mapping.kind}")
     if stored is not None and not mapping.create:
@@ -75,9 +83,11 @@ def _explain_absence(mapping: EntityMapping, row: Any, stored: RowState | None) 
 
 def select_own(mapping: EntityMapping, target: Any, logto_id: str, row: OwnRow) -> sa.Select[Any]:
     """Select a record's own row as an object of the class `target`."""
-    query = sa.select(target)
+    query, key = sa.select(target), mapping.key.text
     if row.primary_key is None:
-        return query.where(mapping.key.text == logto_id)
+        return query.where(key == logto_id)
+    # The application may have given the row to somebody else since.
+    query = query.where(sa.or_(key.is_(None), key == logto_id))
     for column, value in zip(mapping.primary_key, row.primary_key, strict=True):
         query = query.where(column == value)
     return query

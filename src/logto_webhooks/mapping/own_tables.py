@@ -123,7 +123,8 @@ class OwnTables:
 
 
 def list_unique(inspector: sa.Inspector, table: str, schema: str | None) -> list[list[str]]:
-    """Return the columns of unique indexes and constraints, without those on expressions."""
+    """Return the columns of unique indexes and constraints, without those on expressions or for a
+    part of the rows."""
     options = {"include_auto_indexes": True} if inspector.dialect.name == "sqlite" else {}
     indexes = inspector.get_indexes(table, schema, **options)
     constraints = inspector.get_unique_constraints(table, schema)
@@ -131,7 +132,8 @@ def list_unique(inspector: sa.Inspector, table: str, schema: str | None) -> list
     unique = [primary, *(constraint["column_names"] for constraint in constraints)]
     for index in indexes:
         names = [name for name in index["column_names"] if name is not None]
-        if index["unique"] and len(names) == len(index["column_names"]):
+        is_partial = any(name.endswith("_where") for name in index.get("dialect_options", {}))
+        if index["unique"] and not is_partial and len(names) == len(index["column_names"]):
             unique.append(names)
     return [names for place, names in enumerate(unique) if names and names not in unique[:place]]
 

@@ -12,27 +12,27 @@ from msgspec.structs import replace
 from logto_webhooks.database.mapped_rows import (
     BY_WHERE,
     RowState,
-    decode_id,
+    decode_ids,
     encode_id,
 )
+from logto_webhooks.errors import RowRejected
 from logto_webhooks.mapping.apply_run import ApplyRun
 from logto_webhooks.mapping.declare import EntityMapping
 from logto_webhooks.mapping.declare_pairs import End, PairMapping, RoleEnd
 from logto_webhooks.mapping.deletions import (
-    DeletionGuard,
     Stop,
     find_read_away,
+    find_unread,
 )
 from logto_webhooks.mapping.ends import EndValues, LogtoIds, NoValue, OwnParents, OwnRoles
 from logto_webhooks.mapping.entity_writer import EntityWriter
-from logto_webhooks.mapping.links import describe_raised
 from logto_webhooks.mapping.mirror import Pair, read_pairs
-from logto_webhooks.mapping.primary_keys import make_conditions
+from logto_webhooks.mapping.primary_keys import describe_null, make_conditions
+from logto_webhooks.mapping.row_limits import RowLimits
 from logto_webhooks.mapping.table_writer import (
     NOT_KEPT,
     PlannedRow,
     TableWriter,
-    block,
     find_new_rows,
     refuse,
 )
@@ -41,6 +41,10 @@ from logto_webhooks.records.record import Key
 # Records that are written with the one that they waited for. Others are tried again, as all that
 # waits: a transaction must end in time.
 MOST_WAITING: Final = 10_000
+SEVERAL: Final = (
+    "several rows have its {}, so none is changed or deleted: keep one, and add a unique index to "
+    "these columns"
+)
 Values = tuple[Any, ...]  # of the columns of a row's ends
 
 
@@ -58,10 +62,10 @@ class PairWriter(TableWriter):
         parents: Collection[EntityMapping | PairMapping],
         schemas: Any,
         run: ApplyRun | None = None,
+        limits: RowLimits | None = None,
     ) -> None:
         """`parents` are the mappings of the tables that this one can refer to."""
-        super().__init__(connection, mapping, schemas)
-        self._guard = DeletionGuard(mapping.name, self._states, run)
+        super().__init__(connection, mapping, schemas, run, limits)
         self._earlier = run
         self.kind = mapping.kind
         self.is_of_members = mapping.pair == "member"
@@ -69,6 +73,9 @@ class PairWriter(TableWriter):
         self._ends = [(end, self._make_values(end, parents)) for end in mapping.ends]
         self._pairs: dict[str, list[Pair]] = {}  # by record, as read before
         self._unwanted: dict[str, list[Pair]] = {}  # those that `where` excludes
+        self._failed: dict[str, Exception] = {}  # of pairs for which `where` has no result
+        self._ends_of: dict[Values, Values] = {}  # of rows that were read, by primary key
+        self._repeated: set[Values] = set()  # the ends that several rows have
         self.came: set[str] = set()  # records that have a row, or another one, since now
 
     def _make_values(self, end: End, parents: Collection[EntityMapping | PairMapping]) -> EndValues:
@@ -78,8 +85,10 @@ class PairWriter(TableWriter):
         if mapping is None:
             return LogtoIds(end.column)
         if isinstance(mapping, EntityMapping):
-            return OwnParents(end, EntityWriter(self._connection, mapping, self._schemas))
-        return OwnParents(end, PairWriter(self._connection, mapping, parents, self._schemas))
+            writer = EntityWriter(self._connection, mapping, self._schemas, limits=self._limits)
+            return OwnParents(end, writer)
+        members = PairWriter(self._connection, mapping, parents, self._schemas, limits=self._limits)
+        return OwnParents(end, members)
 
     def refers_to(self, parent: TableWriter) -> bool:
         """Whether rows hold primary keys of another mapping's rows."""
@@ -129,24 +138,44 @@ class PairWriter(TableWriter):
         of their user or organization. Raises StoreUnavailable."""
         present = {pair.id for pair in self._read(ids)}
         stored = {i: state for i, state in self._find_stored(ids).items() if i not in present}
+        put_off = self._put_off({*stored, *ids}, stored)
+        self.results += [(plan, plan.state) for plan in put_off]
+        self._save([plan.state for plan in put_off], stored)
+        later = {plan.logto_id for plan in put_off}
+        stored = {
+            id_: state
+            for id_, state in stored.items()
+            if id_ not in later and state.record_id not in later
+        }
         stopped, counted = self._stop_deletions(stops, stored)
         refused = [
             refuse(stored[id_], stop.state, stop.reason, stop.blocked_by)
             for id_, stop in stopped.items()
         ]
-        self._states.save([plan.state for plan in refused], stored)
+        self._save([plan.state for plan in refused], stored)
         self.results += [(plan, plan.state) for plan in refused]
         states = {
             id_: replace(state, state="ok", reason=None, blocked_by=None)
             for id_, state in stored.items()
             if id_ not in stopped
         }
+        keys = self._find_written(states.values())
+        # The application may have inserted the row again, or deleted another one of several.
+        others = [s for i, s in states.items() if i not in keys and s.row_id is not None]
+        keys |= self._find_by_ends(others)
+        self._find_own([self._ends_of[key] for key in keys.values()])
+        several = [id_ for id_, key in keys.items() if self._ends_of[key] in self._repeated]
+        refused = [refuse(stored[id_], "conflict", self._tell_several()) for id_ in several]
+        self._save([plan.state for plan in refused], stored)
+        self.results += [(plan, plan.state) for plan in refused]
+        states = {id_: state for id_, state in states.items() if id_ not in several}
         plans = [
             PlannedRow(logto_id=id_, action="delete", primary_key=key, state=states[id_])
-            for id_, key in self._find_written(states.values()).items()
+            for id_, key in keys.items()
+            if id_ in states
         ]
         written = self._write_in_time(plans)
-        self._states.save([state for state in written.values() if state.state != "ok"], stored)
+        self._save([state for state in written.values() if state.state != "ok"], stored)
         self.results += [(plan, written[plan.logto_id]) for plan in plans]
         gone = [id_ for id_ in states if id_ not in written or written[id_].state == "ok"]
         # These are remembered, because too many of them at once are held.
@@ -162,9 +191,13 @@ class PairWriter(TableWriter):
         counts memberships alone. What a role permits ends at once, and comes back by itself."""
         stopped = {}
         with_row = {id_: state for id_, state in stored.items() if state.row_id is not None}
-        for id_, state in with_row.items():
-            ends = Key(self.kind, state.record_id or id_).ends
-            if stop := next((stops[end] for end in ends if end in stops), None):
+        keys = {id_: Key(self.kind, state.record_id or id_) for id_, state in with_row.items()}
+        # A user's roles need no answer: when the user is restored, the mirror has them again.
+        memberships = {key for key in keys.values() if key.kind == "membership"}
+        unread = find_unread(self._connection, memberships) if memberships else {}
+        for id_, key in keys.items():
+            of_end = next((stops[end] for end in key.ends if end in stops), None)
+            if stop := of_end or unread.get(key):
                 stopped[id_] = stop
         alone = [id_ for id_ in with_row if id_ not in stopped] if self.is_of_members else []
         away = find_read_away(self._connection, alone) if alone else set()
@@ -175,33 +208,37 @@ class PairWriter(TableWriter):
     def write(self, ids: Collection[str]) -> None:
         """Write the rows of the records' pairs. Raises StoreUnavailable."""
         pairs = self._read(ids)
-        stored = self._states.find([pair.id for pair in pairs])
-        plans = self._plan(pairs, stored)
+        # A record has a state beside those of its roles if reading the table takes too long.
+        row_ids = {*ids, *(pair.id for pair in pairs)}
+        stored = self._states.find(row_ids)
+        plans = self._put_off(row_ids, stored)
+        later = {plan.logto_id for plan in plans}
+        now = [pair for pair in pairs if later.isdisjoint((pair.id, pair.record_id))]
+        plans += self._plan(now, stored)
         written = self._write_in_time([plan for plan in plans if plan.action != "nothing"])
         states = {p.logto_id: p.state for p in plans if p.action == "nothing"} | written
         for plan in plans:
             state, before = states[plan.logto_id], plan.replaces or plan.primary_key
             if state.state != "ok" and before:  # the row is as it was
                 states[plan.logto_id] = replace(state, row_id=encode_id(before))
-        inserted = [
-            plan
-            for plan in plans
-            if plan.action == "insert" and states[plan.logto_id].state == "ok"
-        ]
-        keys = self._find_own([self._values_of(plan.values) for plan in inserted])
-        for plan in inserted:
-            state, row = states[plan.logto_id], keys.get(self._values_of(plan.values))
-            if row is None:
-                states[plan.logto_id] = block(state, "conflict", NOT_KEPT)
-            else:
-                states[plan.logto_id] = replace(state, row_id=encode_id(self._key_of(row)))
-        self._states.save(states.values(), stored)
+            elif state.state == "ok" and plan.action == "insert":
+                states[plan.logto_id] = replace(state, row_id=self._inserted[plan.logto_id])
+        self._save(states.values(), stored)
         self.results += [(plan, states[plan.logto_id]) for plan in plans]
         self._tell_excluded(ids, pairs, states)
         new = find_new_rows(states, stored, {plan.logto_id: plan for plan in plans})
         self.came.update(states[id_].record_id or id_ for id_ in new)
         excluded = stored.keys() - states.keys()
         self._states.forget([id_ for id_ in excluded if stored[id_].row_id is None])
+
+    def _note_inserted(self, plans: Sequence[PlannedRow]) -> None:
+        ends = {plan.logto_id: self._values_of(plan.values) for plan in plans}
+        rows = self._find_own(list(ends.values()))
+        if any(values not in rows for values in ends.values()):
+            raise RowRejected(problem=NOT_KEPT)
+        if not self._repeated.isdisjoint(ends.values()):
+            raise RowRejected(problem=self._tell_several())
+        self._note_keys({id_: self._key_of(rows[values]) for id_, values in ends.items()})
 
     def _tell_excluded(
         self, ids: Collection[str], pairs: Sequence[Pair], states: Mapping[str, RowState]
@@ -216,18 +253,17 @@ class PairWriter(TableWriter):
     def _read(self, ids: Collection[str]) -> list[Pair]:
         """Read the records' pairs that are present, except roles that the mapping excludes."""
         if new := sorted(set(ids) - self._pairs.keys()):
+            pairs = read_pairs(self._connection, self._mapping.pair, new)
+            where = self._mapping.where
+            wanted = {} if where is None else self._call(where, {p.id: p.row for p in pairs})
             self._pairs |= {id_: [] for id_ in new}
-            for pair in read_pairs(self._connection, self._mapping.pair, new):
-                kept = self._pairs if self._is_wanted(pair) else self._unwanted
+            for pair in pairs:
+                is_wanted = wanted.get(pair.id, True)
+                if isinstance(is_wanted, Exception):
+                    self._failed[pair.id] = is_wanted
+                kept = self._pairs if is_wanted else self._unwanted
                 kept.setdefault(pair.record_id, []).append(pair)
         return [pair for id_ in sorted(ids) for pair in self._pairs[id_]]
-
-    def _is_wanted(self, pair: Pair) -> bool:
-        """Whether `where` selects the role. If it raises, its row is a conflict."""
-        try:
-            return self._mapping.where is None or self._mapping.where(pair.row)
-        except Exception:
-            return True
 
     def _find_stored(self, ids: Collection[str]) -> dict[str, RowState]:
         """Find the states of all pairs of records."""
@@ -241,26 +277,39 @@ class PairWriter(TableWriter):
         values = self._find_values(pairs)
         filled = {id_: ends for id_, ends in values.items() if not isinstance(ends, NoValue)}
         own_rows = self._find_own(list(filled.values()))
+        ready = filled.keys() - self._failed
+        rows = {pair.id: pair.row for pair in pairs if pair.id in ready}
+        evaluated = self._call(self._mapping.evaluate, rows) | self._failed
         plans = []
         for pair in pairs:
             ends = values[pair.id]
-            if not isinstance(ends, NoValue):
-                plans.append(self._plan_row(pair, ends, own_rows.get(ends), stored.get(pair.id)))
-            elif ends.state != "excluded":
-                state = stored.get(pair.id) or self._new_state(pair)
-                plans.append(refuse(state, ends.state, ends.reason, ends.blocked_by))
+            state = stored.get(pair.id) or self._new_state(pair)
+            if isinstance(ends, NoValue):
+                if ends.state != "excluded":
+                    plans.append(refuse(state, ends.state, ends.reason, ends.blocked_by))
+                continue
+            own = own_rows.get(ends)
+            if own is not None and ends in self._repeated:
+                state = replace(state, row_id=encode_id(self._key_of(own)))
+                plans.append(refuse(state, "conflict", self._tell_several()))
+                continue
+            if own is not None and None in self._key_of(own):
+                plans.append(refuse(state, "conflict", describe_null(self._primary_key)))
+                continue
+            plans.append(self._plan_row(pair, ends, evaluated[pair.id], own, state))
         return self._replace_former(plans, stored)
 
     def _plan_row(
-        self, pair: Pair, ends: Values, own: sa.RowMapping | None, stored: RowState | None
+        self,
+        pair: Pair,
+        ends: Values,
+        values: dict[str, Any] | Exception,
+        own: sa.RowMapping | None,
+        state: RowState,
     ) -> PlannedRow:
         new = self._new_state(pair)
-        try:
-            if self._mapping.where is not None:
-                self._mapping.where(pair.row)
-            values = {name: read(pair.row) for name, read in self._mapping.columns.items()}
-        except Exception as error:  # the application's function
-            return refuse(stored or new, "conflict", describe_raised(error))
+        if isinstance(values, Exception):
+            return self._refuse_unevaluated(state, values)
         if own is None:
             keys = {end.column.key: value for (end, _), value in zip(self._ends, ends, strict=True)}
             return PlannedRow(
@@ -302,18 +351,46 @@ class PairWriter(TableWriter):
     def _find_written(self, states: Collection[RowState]) -> dict[str, tuple[Any, ...]]:
         """Return the primary keys of rows that were written for pairs. The application may have
         deleted such a row, and a database can use its primary key again."""
-        keys = {
-            state.logto_id: decode_id(state.row_id, self._primary_key)
-            for state in states
-            if state.row_id is not None
-        }
-        records = {state.logto_id: state.record_id or state.logto_id for state in states}
-        named = self._name_rows(list(keys.values()))
+        dialect = self._connection.dialect
+        row_ids = {s.logto_id: s.row_id for s in states if s.row_id is not None}
+        wanted = {state.logto_id: self._name_ends(state) for state in states}
+        decoded = decode_ids(row_ids.values(), self._primary_key, dialect)
+        named = self._name_rows(list(decoded.values()))
+        # As they were read: a type of the application's own may give back other objects.
+        keys = {encode_id(key): key for key in named}
+        there = {id_: keys[row_id] for id_, row_id in row_ids.items() if row_id in keys}
         return {
             id_: key
-            for id_, key in keys.items()
-            if key in named and self._record_of(named[key]) in (records[id_], None)
+            for id_, key in there.items()
+            if all(map(self._is_owner, named[key], wanted[id_], self._mapping.ends))
         }
+
+    @staticmethod
+    def _is_owner(named: str | None, wanted: str | None, end: End) -> bool:
+        """Whether an end of a row is the one that is wanted. It has no id once the row of its user
+        or organization is unlinked."""
+        return named is None or isinstance(end, RoleEnd) or named == wanted
+
+    def _find_by_ends(self, states: Collection[RowState]) -> dict[str, tuple[Any, ...]]:
+        """Return the primary keys of the rows of pairs, whoever has written them."""
+        ids = {state.logto_id: self._name_ends(state) for state in states}
+        known = {i: [end for end in ends if end is not None] for i, ends in ids.items()}
+        complete = {i: ends for i, ends in known.items() if len(ends) == len(self._ends)}
+        values = self._resolve(complete)
+        filled = {i: ends for i, ends in values.items() if not isinstance(ends, NoValue)}
+        own_rows = self._find_own(list(filled.values()))
+        return {i: self._key_of(own_rows[ends]) for i, ends in filled.items() if ends in own_rows}
+
+    def _name_ends(self, state: RowState) -> list[str | None]:
+        """Return the ids of the ends of a pair; None for a role's name, which isn't stored."""
+        record_id = state.record_id or state.logto_id
+        key = Key(self.kind, record_id)
+        ids: dict[str, str] = {end.kind: end.id for end in key.ends}
+        ids |= {"member": record_id, "role": state.logto_id.removeprefix(f"{record_id}:")}
+        return [
+            None if isinstance(end, RoleEnd) and end.by == "name" else ids[end.kind]
+            for end, _ in self._ends
+        ]
 
     def _record_of(self, ids: Sequence[str | None]) -> str | None:
         """Return the record of a row by the ids of its ends; None if one isn't Logto's."""
@@ -329,6 +406,7 @@ class PairWriter(TableWriter):
         rows: list[sa.Row[Any]] = []
         for are_some in make_conditions(place, keys):
             rows += self._run(query.where(are_some)).all()
+        self._ends_of |= {tuple(row[: len(place)]): tuple(row[len(place) :]) for row in rows}
         return self._name(rows)
 
     def _name(self, rows: Sequence[sa.Row[Any]]) -> dict[tuple[Any, ...], tuple[str | None, ...]]:
@@ -348,7 +426,11 @@ class PairWriter(TableWriter):
 
     def _find_values(self, pairs: Sequence[Pair]) -> dict[str, Values | NoValue]:
         """Return what the columns of each pair's ends hold, or why one of them has no value."""
-        ids = {pair.id: [end.id_in(pair.row) for end, _ in self._ends] for pair in pairs}
+        return self._resolve(
+            {pair.id: [end.id_in(pair.row) for end, _ in self._ends] for pair in pairs}
+        )
+
+    def _resolve(self, ids: Mapping[str, Sequence[str]]) -> dict[str, Values | NoValue]:
         by_end = [
             values.find_values({ends[place] for ends in ids.values()}) if ids else {}
             for place, (_, values) in enumerate(self._ends)
@@ -381,8 +463,36 @@ class PairWriter(TableWriter):
         query = sa.select(*read).where(
             *(column.in_({values[i] for values in ends}) for i, column in enumerate(columns))
         )
-        rows = self._run(query).mappings()
-        return {tuple(row[column] for column in columns): row for row in rows}
+        found: dict[Values, sa.RowMapping] = {}
+        for row in self._run(query).mappings():
+            values = tuple(row[column] for column in columns)
+            if values in found:
+                self._repeated.add(values)
+            found[values] = row
+            self._ends_of[self._key_of(row)] = values
+        return found
+
+    def _tell_several(self) -> str:
+        names = " and ".join(end.column.name for end, _ in self._ends)
+        return SEVERAL.format(names)
+
+    def _match_keys(
+        self, keys: Sequence[tuple[Any, ...]]
+    ) -> tuple[sa.ColumnElement[bool], list[dict[str, Any]]]:
+        """Match rows with the ends that they had when they were read: the application may have
+        given them to others since."""
+        where, rows = super()._match_keys(keys)
+        are_same = [
+            end.column.is_not_distinct_from(
+                sa.bindparam(f"logto_webhooks_end_{i}", type_=end.column.type)
+            )
+            for i, (end, _) in enumerate(self._ends)
+        ]
+        ends = [
+            {f"logto_webhooks_end_{i}": value for i, value in enumerate(self._ends_of[key])}
+            for key in keys
+        ]
+        return sa.and_(where, *are_same), [a | b for a, b in zip(rows, ends, strict=True)]
 
     def find_keys(self, ids: Sequence[str]) -> dict[str, Any]:
         """Return the primary keys of memberships' rows, which have one column."""
@@ -390,7 +500,9 @@ class PairWriter(TableWriter):
         filled = {id_: ends for id_, ends in values.items() if not isinstance(ends, NoValue)}
         own_rows = self._find_own(list(filled.values()))
         return {
-            id_: self._key_of(own_rows[ends])[0] for id_, ends in filled.items() if ends in own_rows
+            id_: self._key_of(own_rows[ends])[0]
+            for id_, ends in filled.items()
+            if ends in own_rows and ends not in self._repeated
         }
 
     def find_logto_ids(self, primary_keys: Sequence[Any]) -> dict[Any, str]:

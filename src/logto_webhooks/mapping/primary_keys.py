@@ -23,3 +23,12 @@ def make_conditions(
             yield columns[0].in_([value for (value,) in some])
         else:
             yield sa.tuple_(*columns).in_(some)
+
+
+def describe_null(columns: Iterable[sa.Column[Any]]) -> str:
+    """Say what is wrong with a row whose primary key has a NULL, as SQLite allows."""
+    names = ", ".join(column.name for column in columns)
+    return (
+        f"the primary key of its row is NULL, so the row can't be found again: fill {names}, or "
+        "let the database generate it, which SQLite only does for INTEGER PRIMARY KEY"
+    )

@@ -73,6 +73,7 @@ class _ProposedSection(Struct, kw_only=True):
     """A section as it will be written. A line is a key, a value in TOML and a remark."""
 
     name: str
+    dialect: str  # of the database
     unsure: str = ""  # why it is a comment
     notes: list[str] = []
     main: list[tuple[str, str, str]] = []
@@ -149,7 +150,7 @@ def _write(
 
 
 def _propose_users(tables: OwnTables, table: sa.Table) -> _ProposedSection:
-    section = _ProposedSection(name="users")
+    section = _ProposedSection(name="users", dialect=tables.dialect)
     key = _add_key(section, tables, table, "logto_user_id")
     email = _find(table, _EMAIL)
     if email is not None:
@@ -177,7 +178,7 @@ def _propose_users(tables: OwnTables, table: sa.Table) -> _ProposedSection:
 
 
 def _propose_organizations(tables: OwnTables, table: sa.Table) -> _ProposedSection:
-    section = _ProposedSection(name="organizations")
+    section = _ProposedSection(name="organizations", dialect=tables.dialect)
     key = _add_key(section, tables, table, "logto_organization_id")
     for source, names in _OF_ORGANIZATION.items():
         column = _find(table, names)
@@ -192,7 +193,7 @@ def _propose_organizations(tables: OwnTables, table: sa.Table) -> _ProposedSecti
 def _propose_members(
     tables: OwnTables, table: sa.Table, users: sa.Table, organizations: sa.Table
 ) -> _ProposedSection:
-    section = _ProposedSection(name="members")
+    section = _ProposedSection(name="members", dialect=tables.dialect)
     [user, *_] = _list_references(table, users)
     [organization, *_] = _list_references(table, organizations)
     section.main = [
@@ -273,7 +274,7 @@ def _add_column(
     """Add a column, as a comment if the value doesn't fit."""
     written = _to_toml(value)
     try:
-        read_source(value, row_type, column, ValueError)
+        read_source(value, row_type, column, section.dialect, ValueError)
     except ValueError as error:
         section.maybe.append((part, f"{_key(column.name)} = {written}  # {error}"))
     else:

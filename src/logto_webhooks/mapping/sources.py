@@ -6,6 +6,7 @@ What can't work for any record is refused when a mapping is registered.
 from __future__ import annotations
 
 import inspect
+import threading
 import types
 from collections.abc import Callable, Mapping
 from datetime import date, datetime, time, timedelta
@@ -29,14 +30,50 @@ _UNFIT: Final[dict[type, tuple[type, ...]]] = {
     dict: (str, *_NUMBERS, *_TIMES, bytes, list),
     tuple: (str, *_NUMBERS, *_TIMES, bytes),
 }
+# The same for constants. Drivers and databases convert some, such as "0.00" for a number.
+_UNFIT_CONSTANTS: Final[dict[type, tuple[type, ...]]] = {
+    str: (bytes, dict, list),
+    bool: (*_TIMES, bytes, dict, list),
+    int: (*_TIMES, bytes, dict, list),
+    float: (*_TIMES, bytes, dict, list),
+    datetime: (*_NUMBERS, timedelta, bytes, dict, list),
+    dict: (str, *_NUMBERS, *_TIMES, bytes, list),
+    list: (str, *_NUMBERS, *_TIMES, bytes),
+    tuple: (str, *_NUMBERS, *_TIMES, bytes),
+}
 _WORDS: Final = {str: "text", bool: "true or false", datetime: "a time", tuple: "a list"}
 
 
-class FunctionRaised(Exception):
+class FileSource(Struct, frozen=True):
+    """What fills a column, as a map file says it. It can be called like a function, but is none of
+    the application's, so it takes no time."""
+
+
+def is_function(source: Any) -> bool:
+    """Whether a source or a condition is a function of the application."""
+    return callable(source) and not isinstance(source, FileSource)
+
+
+RAISED: Final = " raised "  # in each reason why a row isn't written because a function raised
+
+
+class FunctionFailed(Exception):
+    """A function of the application has no result. The message says why, without values."""
+
+
+class FunctionRaised(FunctionFailed):
     """A function of the application raised. The message of its error may contain personal data."""
 
-    def __init__(self, what: str, error: Exception) -> None:
-        super().__init__(f"{what} raised {type(error).__name__}")
+    def __init__(self, what: str, error: BaseException) -> None:
+        super().__init__(f"{what}{RAISED}{type(error).__name__}")
+
+
+def describe_raised(error: Exception) -> str:
+    """Say which function of the mapping has no result, and why. The message of another error may
+    contain personal data."""
+    if isinstance(error, FunctionFailed):
+        return str(error)
+    return f"the mapping{RAISED}{type(error).__name__}"
 
 
 def check_function(
@@ -62,7 +99,10 @@ def check_function(
     def run(row: Any) -> Any:
         try:
             return function(row)
-        except Exception as error:
+        except BaseException as error:  # it is called where nobody can be cancelled
+            is_main = threading.current_thread() is threading.main_thread()
+            if isinstance(error, KeyboardInterrupt) and is_main:  # Ctrl-C
+                raise
             raise FunctionRaised(what, error) from error
 
     return run
@@ -90,6 +130,13 @@ def check_type(
 def is_unfit(kind: type, own: type) -> bool:
     """Whether no value of a kind fits a column of another."""
     return any(issubclass(own, unfit) for unfit in _UNFIT.get(kind, ()))
+
+
+def is_unfit_constant(value: Any, column: sa.Column[Any]) -> bool:
+    """Whether a column can't hold a constant."""
+    own = find_python_type(column)
+    kind = next((kind for kind in type(value).__mro__ if kind in _UNFIT_CONSTANTS), None)
+    return own is not None and kind is not None and issubclass(own, _UNFIT_CONSTANTS[kind])
 
 
 def takes_none(column: sa.Column[Any]) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from logto_webhooks.deliveries import cut_by_size
+from logto_webhooks.batch_sizes import cut_by_size
 from logto_webhooks.errors import LogtoApiError, LogtoUnreachable, describe
 from logto_webhooks.instrumentation import ApiUnavailable, Observer
 from logto_webhooks.records.record import ApiRead, Change

@@ -9,8 +9,8 @@ from typing import Any, Final
 from logto_webhooks.clock import Clock
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.store import ProcessLease, Store
-from logto_webhooks.event_loop import forever
-from logto_webhooks.instrumentation import Observer
+from logto_webhooks.event_loop import describe_end, forever
+from logto_webhooks.instrumentation import ApiUnavailable, Observer
 from logto_webhooks.reconcile import report_to
 
 LEASE_MS: Final = 10_000
@@ -37,8 +37,8 @@ class LeaderLease:
         async def work_if_ours() -> None:
             nonlocal working
             is_ours = await self._take(report)
-            if working is not None and working.done() and (error := _get_error(working)):
-                report(error)
+            if working is not None and working.done():
+                observe(ApiUnavailable(describe_end(working), RENEW_S))
             if is_ours and (working is None or working.done()):
                 working = asyncio.create_task(work())
             elif not is_ours and working is not None:
@@ -69,11 +69,6 @@ class LeaderLease:
             return False
         store.save_lease(_NAME, ProcessLease(self._number, now + LEASE_MS))
         return True
-
-
-def _get_error(task: asyncio.Task[None]) -> Exception | None:
-    error = None if task.cancelled() else task.exception()
-    return error if isinstance(error, Exception) else None
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -16,9 +16,10 @@ from logto_webhooks.clock import Clock
 from logto_webhooks.database.runner import TransactionRunner, run_or_rehearse
 from logto_webhooks.database.store import RECONCILE, Checkpoint, Store
 from logto_webhooks.errors import (
+    WORTH_DIVIDING,
     InvalidApiResponse,
     RowRejected,
-    TimedOut,
+    StoreUnavailable,
     WrongTenant,
 )
 from logto_webhooks.event_loop import forever, run_in_thread
@@ -388,7 +389,7 @@ class ReconcileRun:
 
         try:
             changed = await run_or_rehearse(self._host, learn, self._dry)
-        except (RowRejected, TimedOut) as error:
+        except WORTH_DIVIDING as error:
             await self._learn_halves(changes, error)
             return
         self._remember(changes, [before for before, _ in changed])
@@ -396,12 +397,14 @@ class ReconcileRun:
             self._count(before.key, drifts_of(before, after))
         self._find_unequal(changes, [after for _, after in changed])
 
-    async def _learn_halves(self, changes: Sequence[Change], error: RowRejected | TimedOut) -> None:
-        """Apply each half separately, so that a bad or locked row doesn't harm others. Raises
-        TimedOut if more than MOST_LOCKED rows are locked."""
+    async def _learn_halves(
+        self, changes: Sequence[Change], error: RowRejected | StoreUnavailable
+    ) -> None:
+        """Apply each half separately, so that a bad or locked row, or one that takes long, doesn't
+        harm others. Raises StoreUnavailable if there are more than MOST_LOCKED such rows."""
         if len(changes) == 1:
             key = changes[0].key
-            if isinstance(error, TimedOut):
+            if isinstance(error, StoreUnavailable):
                 self._locked += 1
                 if self._locked > MOST_LOCKED:
                     raise error

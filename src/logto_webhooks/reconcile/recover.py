@@ -10,19 +10,20 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec import Struct
 from msgspec.structs import replace
 
+from logto_webhooks.batch_sizes import cut_by_size
 from logto_webhooks.clock import Clock, to_iso
 from logto_webhooks.database.runner import TransactionRunner, run_or_rehearse
 from logto_webhooks.database.store import RECOVER, Checkpoint, Store
-from logto_webhooks.deliveries import NewDelivery, ReceivedBody, StoreResult, cut_by_size
+from logto_webhooks.deliveries import NewDelivery, ReceivedBody, StoreResult
 from logto_webhooks.errors import InvalidApiResponse, LogtoWebhooksError, WrongTenant
 from logto_webhooks.event_loop import forever, run_in_thread
 from logto_webhooks.instrumentation import LogRecovered, Observer
 from logto_webhooks.logto import delivery_log
 from logto_webhooks.logto.api_responses import make_span_clock
 from logto_webhooks.logto.tenant_check import TenantCheck
-from logto_webhooks.logto.webhooks import leads_here
+from logto_webhooks.logto.webhooks import leads_here, parse_webhook
 from logto_webhooks.reconcile import PIECE_BYTES, REFUSALS, report_to
-from logto_webhooks.signing_keys import read_webhook_id
+from logto_webhooks.signing_keys import is_key, read_webhook_id
 
 if TYPE_CHECKING:
     from logto_webhooks.logto.client import ManagementClient
@@ -157,16 +158,19 @@ class Recovery:
 
         await forever(recover, seconds, report_to(observe, min(seconds, AGAIN_S)))
 
-    async def _find_webhooks(self, result: RecoverResult) -> tuple[list[str], int, dict[str, Any]]:
+    async def _find_webhooks(
+        self, result: RecoverResult
+    ) -> tuple[list[str], int, dict[str, str | None]]:
         """Return the IDs of the webhooks that lead here, until when to read Logto's log, and the
-        keys of all webhooks by their IDs."""
+        keys of all webhooks by their IDs. A key is None if it can't be read."""
         recent = await self._read_recent()
         seen = {sender for each in recent if (sender := read_webhook_id(each.body))}
         # A webhook may send rarely, and its key may have been rotated since the settings were made.
         learnt = await self._host.read(lambda store: store.webhook_keys.learnt())
         seen.update(key.webhook_id for key in learnt)
         keys = {*self._keys, *(key.key for key in learnt)}
-        all_keys = {}
+        all_keys: dict[str, str | None] = {}
+        has_unreadable = False
         when, latest = await make_span_clock(self._host), self._clock.now()
         async for page in self._logto.webhooks():
             # By Logto's clock, which dates its entries. The end may be too late, but the log is
@@ -174,26 +178,38 @@ class Recovery:
             self._now, end = when(page)
             result.since = result.until = self._now
             latest = max(latest, end)
-            for webhook in page.content:
-                all_keys[webhook["id"]] = webhook.get("signingKey")
+            for item in page.content:
+                webhook = parse_webhook(item)
+                if webhook is None:
+                    has_unreadable = True
+                    continue
+                key = webhook.signing_key
+                all_keys[webhook.id] = key if is_key(key) else None
                 if leads_here(webhook, seen, keys, self._public_url):
-                    result.webhooks.append(webhook["id"])
-                    if not webhook.get("enabled", True):
-                        result.doubts.append(f"the webhook {webhook['id']} is disabled")
+                    result.webhooks.append(webhook.id)
+                    if not webhook.enabled:
+                        result.doubts.append(f"the webhook {webhook.id} is disabled")
+        if has_unreadable:
+            result.doubts.append(_UNREADABLE_WEBHOOK)
+            # It may be any of those that aren't listed.
+            for known in learnt:
+                all_keys.setdefault(known.webhook_id, None)
         if not result.webhooks:
             result.doubts.append(_NOWHERE)
         return result.webhooks, latest, all_keys
 
-    async def _confirm_keys(self, keys: Mapping[str, Any], asked_at: int, *, is_ours: bool) -> None:
+    async def _confirm_keys(
+        self, keys: Mapping[str, str | None], asked_at: int, *, is_ours: bool
+    ) -> None:
         """Compare the keys that Logto's API returned before with those that its webhooks have now,
         so that a key that was replaced or whose webhook was deleted isn't accepted for ever."""
         learnt = await self._host.read(lambda store: store.webhook_keys.learnt())
         in_use = [key for key in learnt if key.until is None]
         deleted = {key.webhook_id for key in in_use} - keys.keys()
         replaced = [
-            replace(key, key=keys[key.webhook_id], learnt_at=asked_at)
+            replace(key, key=now, learnt_at=asked_at)
             for key in in_use
-            if keys.get(key.webhook_id) not in (None, key.key)
+            if (now := keys.get(key.webhook_id)) not in (None, key.key)
         ]
         if deleted and not is_ours:
             try:
@@ -305,6 +321,9 @@ def _parse(
 
 
 _UNREADABLE: Final = "an entry of the log contains no delivery"
+_UNREADABLE_WEBHOOK: Final = (
+    "Logto lists a webhook that can't be read, so deliveries from it may be missing"
+)
 _NOWHERE: Final = (
     "no webhook of this Logto leads here: none has the signing key or LOGTO_WEBHOOKS_PUBLIC_URL, "
     "and none has sent a delivery; set one of them"

@@ -11,12 +11,18 @@ from logto_webhooks.apply import batch
 from logto_webhooks.database.records import RefetchNeed
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.store import Store
-from logto_webhooks.errors import InvalidApiResponse, RowRejected, TimedOut, WrongTenant, describe
-from logto_webhooks.event_loop import forever
+from logto_webhooks.errors import (
+    WORTH_DIVIDING,
+    InvalidApiResponse,
+    NoAnswer,
+    WrongTenant,
+    describe,
+)
+from logto_webhooks.event_loop import forever, run_in_thread
 from logto_webhooks.instrumentation import ApiUnavailable, Observer, Refetched
 from logto_webhooks.logto.api_responses import make_span_clock
 from logto_webhooks.logto.tenant_check import TenantCheck
-from logto_webhooks.reconcile import REFUSALS, is_answering
+from logto_webhooks.reconcile import REFUSALS, cut_changes, is_answering
 from logto_webhooks.reconcile.fetch import Fetcher, find_subject
 from logto_webhooks.records.record import (
     CONFIRMED_MS,
@@ -39,7 +45,7 @@ LONGEST_REFUSED_S: Final = 900.0
 SLOW_S: Final = 2.0  # a subject that takes longer goes on beside the others
 MOST_SLOW: Final = 8
 AGAIN_S: Final = 0.5
-LONGEST_S: Final = 60.0
+LONGEST_REFETCH_WAIT_S: Final = 60.0
 GONE: Final = "gone"  # whether it is still gone decides about the application's rows
 
 
@@ -67,7 +73,7 @@ class Refetcher:
         def report(error: Exception) -> float:
             nonlocal stalls
             stalls += 1
-            wait_s = min(2.0**stalls, LONGEST_S)
+            wait_s = min(2.0 ** min(stalls, 10), LONGEST_REFETCH_WAIT_S)
             self._observe(ApiUnavailable(describe(error), wait_s))
             return wait_s
 
@@ -149,7 +155,7 @@ class Refetcher:
     async def _settle(self, subject: Key, waiting: Sequence[RefetchNeed]) -> None:
         name = f"{subject.kind}:{subject.id}"
         tries, _ = self._tries.get(subject, (0, 0))
-        wait = min(AGAIN_S * 2.0 ** min(tries, 10), LONGEST_S)
+        wait = min(AGAIN_S * 2.0 ** min(tries, 10), LONGEST_REFETCH_WAIT_S)
         self._tries[subject] = (tries + 1, time.monotonic() + wait)
         try:
             if subject.kind == "user":
@@ -159,7 +165,7 @@ class Refetcher:
         # Others can still be settled.
         except WrongTenant as error:
             self._observe(ApiUnavailable(describe(error), wait))
-        except (InvalidApiResponse, RowRejected, TimedOut) as error:
+        except (InvalidApiResponse, *WORTH_DIVIDING) as error:
             self._observe(ApiUnavailable(describe(error), wait, name))
         except REFUSALS as error:
             wait = min(REFUSED_S * 2.0 ** min(tries, 10), LONGEST_REFUSED_S)
@@ -206,7 +212,19 @@ class Refetcher:
         if this Logto isn't ours, so that records it never had don't count as deleted."""
         if any(isinstance(change, Absent) for change in changes):
             await self._tenant.ensure_same_tenant()
-        changed = await self._host.run_large(
-            lambda store: batch.apply_reads(store, changes, "read")
-        )
+        pieces = await run_in_thread(cut_changes, changes)
+        return any([await self._learn_piece(piece) for piece in pieces])
+
+    async def _learn_piece(self, changes: Sequence[Change]) -> bool:
+        """Apply answers, in halves if that takes too long."""
+        try:
+            changed = await self._host.run_large(
+                lambda store: batch.apply_reads(store, changes, "read")
+            )
+        except NoAnswer:
+            if len(changes) == 1:
+                raise
+            middle = len(changes) // 2
+            halves = [changes[:middle], changes[middle:]]
+            return any([await self._learn_piece(half) for half in halves])
         return any(after.is_restored for _, after in changed)

@@ -177,6 +177,16 @@ class Record(Struct, frozen=True):
             return False
         return self.ended_at > self.asked_for(RESTORED)
 
+    def is_told_since(self, end: Record) -> bool:
+        """Of a membership: whether what is known of it is newer than the deletion of `end`: its
+        user or organization, which was restored. Until then, a read didn't list the membership."""
+        present = self.groups.get("present")
+        if present is None:
+            return False
+        if present.content:
+            return present.stamp > end.ended_at
+        return present.stamp >= end.stamp if present.by_read else present.start > end.ended_at
+
     @property
     def absent_until(self) -> int:
         """By when Logto's API last answered that there is no such record; NEVER if it didn't."""

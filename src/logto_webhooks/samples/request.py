@@ -28,7 +28,8 @@ class SignedRequest(Struct, frozen=True):
 def sign_request(payload: dict[str, Any], key: str) -> SignedRequest:
     """Sign a payload with a webhook's key. Raises SettingInvalid if the key isn't text."""
     if not isinstance(key, str):
-        raise SettingInvalid(name="key", problem=f"it must be a text, not {key!r}")
+        kind = type(key).__name__  # the key itself is a secret
+        raise SettingInvalid(name="key", problem=f"it must be a text, not of type {kind}")
     body = msgspec.json.encode(payload)
     return SignedRequest(payload["event"], body, make_headers(body, key))
 

@@ -21,6 +21,7 @@ from logto_webhooks.server.protocol import Connections, PatientProtocol, raise_l
 KEEP_ALIVE_S: Final = 75
 GRACE_S: Final = 5
 ANSWER_S: Final = GRACE_S - 1.0  # after that, what is left is spooled
+DROP_S: Final = 0.3  # so long before the end, clients that don't read their answers are dropped
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -75,7 +76,7 @@ class Server:
         self._hurry = hurry
 
     async def run(self) -> None:
-        """Serve until SIGTERM, SIGINT or `stop`."""
+        """Serve until a signal that stops (`on_stop`), or `stop`."""
         event_loop.on_stop(self.stop)
         await self.serve()
 
@@ -107,6 +108,20 @@ def _answer_cancelled(app: ASGIApp) -> ASGIApp:
 
 
 class _Server(uvicorn.Server):
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Before uvicorn cancels what is left, because a client that doesn't read can't be answered
+        # 503, either. Uvicorn notices within 0.1 s that its requests have ended.
+        dropping = asyncio.get_running_loop().call_later(GRACE_S - DROP_S, self._drop_unread)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            dropping.cancel()
+
+    def _drop_unread(self) -> None:
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, PatientProtocol):
+                connection.drop_unread()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         # uvicorn would raise the signal again, so that the exit code is 143 instead of 0.

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 
 import httptools
@@ -29,7 +30,7 @@ class Connection(Protocol):
         """Whether it is idle or slow."""
 
     def is_waited_for(self) -> bool:
-        """Whether a complete request is being answered."""
+        """Whether a complete request is being answered, and the client reads."""
 
     def drop(self) -> None:
         """Close it at once."""
@@ -99,16 +100,26 @@ def raise_limit() -> int:
 
 
 class CoalescingTransport(asyncio.Transport):
-    """Delays each write until the next one, or until the event loop's next iteration."""
+    """Delays each write until the next one, or until the event loop's next iteration. `on_close` is
+    called before it closes."""
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        loop: asyncio.AbstractEventLoop,
+        on_close: Callable[[], None],
+    ) -> None:
         super().__init__()
         self._transport = transport
         self._loop = loop
+        self._on_close = on_close
         self._held = b""
 
     def write(self, data: Any) -> None:
-        """Send data soon."""
+        """Send data soon, unless it is closing: uvicorn goes on with an answer if another request
+        waits behind it."""
+        if self.is_closing():
+            return
         if self._held:
             data, self._held = self._held + data, b""
             self._transport.write(data)
@@ -118,6 +129,7 @@ class CoalescingTransport(asyncio.Transport):
 
     def close(self) -> None:
         """Send the delayed write, and close."""
+        self._on_close()
         self._flush()
         self._transport.close()
 
@@ -142,12 +154,13 @@ class CoalescingTransport(asyncio.Transport):
         self._transport.resume_reading()
 
     def _flush(self) -> None:
-        if self._held:
-            data, self._held = self._held, b""
+        data, self._held = self._held, b""
+        if data and not self.is_closing():
             self._transport.write(data)
 
 
 HEADERS_S: Final = 8.0
+UNREAD_S: Final = 15.0  # how long a client may leave an answer unread
 HEAD_BYTES: Final = 64 * 2**10
 HEADERS: Final = 200
 PIPELINE: Final = 8  # requests that wait behind another; Logto doesn't pipeline
@@ -159,14 +172,15 @@ _TOO_LARGE: Final = {414: b'{"error":"url_too_long"}', 431: b'{"error":"headers_
 
 
 class PatientProtocol(HttpToolsProtocol):
-    """Drops a client that doesn't finish its headers in time, or that sends many requests without
-    reading the answers: uvicorn would wait for ever, and keep them all. Limits the size of headers
-    and trailers, and ignores trailers. Answers a request that offers to upgrade the protocol in
-    HTTP/1.1 (RFC 9110, 7.8)."""
+    """Drops a client that doesn't finish its headers or read an answer in time, or that sends many
+    requests without reading the answers: uvicorn would wait for ever, and keep them all. Limits the
+    size of headers and trailers, and ignores trailers. Answers a request that offers to upgrade the
+    protocol in HTTP/1.1 (RFC 9110, 7.8)."""
 
     open_connections: Connections  # all of the server
     is_brief = False
     _deadline: asyncio.TimerHandle | None = None
+    _read_deadline: asyncio.TimerHandle | None = None
     _since = 0.0
     _unread = 0  # bytes since the parser last reported headers, a body, or an end
     _is_refused = False
@@ -175,7 +189,10 @@ class PatientProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the deadline for the first headers."""
-        super().connection_made(CoalescingTransport(cast(asyncio.Transport, transport), self.loop))
+        coalescing = CoalescingTransport(
+            cast(asyncio.Transport, transport), self.loop, self._arm_read_deadline
+        )
+        super().connection_made(coalescing)
         self._since = self.loop.time()
         self._arm()
         accepted = transport.get_extra_info("socket")
@@ -232,14 +249,32 @@ class PatientProtocol(HttpToolsProtocol):
         self._since = self.loop.time()
         super().on_response_complete()
 
+    def pause_writing(self) -> None:
+        """Start the deadline for reading what was sent."""
+        super().pause_writing()
+        self._arm_read_deadline()
+
+    def resume_writing(self) -> None:
+        """End the deadline, unless the rest must be read before the connection can close."""
+        if not self.transport.is_closing():
+            self._disarm_read_deadline()
+        super().resume_writing()
+
+    def eof_received(self) -> None:
+        """Start the deadline, because the connection closes."""
+        self._arm_read_deadline()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Clean up."""
         self._disarm()
         self.open_connections.remove(self)
         super().connection_lost(exc)
+        self._disarm_read_deadline()  # last, because uvicorn closes the transport again
 
     def may_be_closed(self, now: float) -> bool:
         """Whether it is slow, or idle for longer than Logto keeps a connection."""
+        if self._read_deadline is not None:
+            return now - (self._read_deadline.when() - UNREAD_S) >= SLOW_S
         if self._deadline is not None:
             return now - (self._deadline.when() - HEADERS_S) >= SLOW_S
         if self.cycle is None or self.cycle.response_complete:
@@ -247,9 +282,16 @@ class PatientProtocol(HttpToolsProtocol):
         return self.cycle.more_body and now - self._since >= SLOW_S
 
     def is_waited_for(self) -> bool:
-        """Whether a complete request is being answered."""
+        """Whether a complete request is being answered, and the client reads."""
         cycle = self.cycle
-        return cycle is not None and not (cycle.response_complete or cycle.more_body)
+        if cycle is None or self._read_deadline is not None:
+            return False
+        return not (cycle.response_complete or cycle.more_body)
+
+    def drop_unread(self) -> None:
+        """Close it at once if an answer is unread."""
+        if self._read_deadline is not None:
+            self.drop()
 
     def drop(self) -> None:
         """Close it at once."""
@@ -321,3 +363,12 @@ class PatientProtocol(HttpToolsProtocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+    def _arm_read_deadline(self) -> None:
+        if self._read_deadline is None:
+            self._read_deadline = self.loop.call_later(UNREAD_S, self.drop)
+
+    def _disarm_read_deadline(self) -> None:
+        if self._read_deadline is not None:
+            self._read_deadline.cancel()
+            self._read_deadline = None

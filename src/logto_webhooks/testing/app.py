@@ -45,7 +45,7 @@ from logto_webhooks.testing.backend import (
     SavepointRunner,
     hide_running_loop,
 )
-from logto_webhooks.testing.clock import FrozenClock
+from logto_webhooks.testing.clock import MOMENTS, FrozenClock
 from logto_webhooks.testing.make import SIGNING_KEY
 
 if TYPE_CHECKING:
@@ -185,7 +185,8 @@ class AsyncApp:
         raise_errors: bool,
         mappings: Mappings | None = None,
     ) -> None:
-        """Raises InvalidHandler for a handler that asks for a session that the backend lacks."""
+        """Raises InvalidHandler for a handler that asks for a session that the backend lacks, and
+        InvalidMapping for a mapping with which the application wouldn't start."""
         self.clock: FrozenClock = clock
         self.reports: list[TelemetryEvent] = []
         self.connection: sa.Connection | AsyncConnection = backend.connection
@@ -193,6 +194,7 @@ class AsyncApp:
         self._host = host = backend.host
         self._handlers = _copy_handlers(handlers, backend)
         self._mappings = mappings or Mappings()
+        self._mappings.check_complete()
         host.project = self._mappings.write
         self._raise_errors = raise_errors
         self._failures: dict[str, list[BaseException]] = {}
@@ -226,6 +228,8 @@ class AsyncApp:
         while True:
             while await self.worker.step():
                 pass
+            # Nobody else sees what a test registers.
+            self._mappings.may_begin.update(own.name for own in self._mappings.registered)
             await apply_due(self._host, self._mappings)
             claimed = await self._host.run(self._claim)
             if not claimed:
@@ -337,6 +341,8 @@ class AsyncApp:
         return None
 
     async def _receive(self, request: SignedRequest) -> DeliveryResult:
+        # The clock stands still, but the dates of deliveries go on.
+        self.clock.ahead_ms = max(0, MOMENTS.now() - self.clock.now())
         signatures = [value.encode() for name, value in request.headers if name == HEADER]
         answer = await self._receiver.receive(signatures, request.body)
         if answer.status != 200:
@@ -386,7 +392,7 @@ def app(
     Everything runs on your `connection`, in savepoints, so you can roll it back. The database must
     have the tables of this package. Without a connection, the application uses a SQLite database in
     memory with these tables; create your own tables on the `connection` of the returned
-    application. Raises InvalidHandler, SettingInvalid.
+    application. Raises InvalidHandler, InvalidMapping, SettingInvalid.
     """
     backend = MemoryBackend() if connection is None else Backend(connection, logto.schema)
     async_app = AsyncApp(

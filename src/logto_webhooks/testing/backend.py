@@ -20,7 +20,6 @@ from logto_webhooks.database.runner import run_and_project
 from logto_webhooks.database.schema import deliveries, metadata_with_indexes, queue_keys
 from logto_webhooks.database.sessions import (
     finish_session,
-    get_schema_map,
     get_sync_types,
     handler_savepoint,
     lend,
@@ -163,6 +162,10 @@ class _OneConnection(ABC):
             lambda connection: run_and_project(work, Store(connection, self.project))
         )
 
+    async def run_slow(self, work: Callable[[Store], T], statement_s: float) -> T:
+        """Run as `on`."""
+        return await self.run(work)
+
     async def accept(self, work: Callable[[Store], T], limit_s: float) -> T:
         """Run as `on`."""
         return await self.run(work)
@@ -183,7 +186,6 @@ class SavepointRunner(_OneConnection):
         """`schema` is where our tables are."""
         self._connection = connection
         self._schema = schema
-        self._app_schemas = get_schema_map(connection)
 
     async def on(self, work: Callable[[sa.Connection], T]) -> T:
         """Run in a savepoint."""
@@ -200,7 +202,7 @@ class SavepointRunner(_OneConnection):
         """Call with what was wished for, and let `finish` end in the same savepoint."""
         try:
             with self._savepoint():
-                with handler_savepoint(self._connection), lend(self._connection, self._app_schemas):
+                with handler_savepoint(self._connection), lend(self._connection):
                     session = make_session(kind, self._connection)
                     try:
                         with hide_running_loop():
@@ -231,9 +233,7 @@ class AsyncSavepointRunner(_OneConnection, AsyncRunner):
 
     def __init__(self, connection: AsyncConnection, schema: str | None) -> None:
         """`schema` is where our tables are."""
-        assert connection.sync_connection is not None
-        app_schemas = get_schema_map(connection.sync_connection)
-        super().__init__(connection.engine, app_schemas=app_schemas, is_of_test=True)
+        super().__init__(connection.engine, is_of_test=True)
         self._connection = connection
         self._schema = schema
 

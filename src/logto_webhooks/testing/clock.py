@@ -11,15 +11,19 @@ _APART_MS: Final = 120  # with less, a change of a part would be in doubt
 
 
 class Moments:
-    """Moments from now on, in milliseconds since the epoch, far enough apart to have an order."""
+    """The time of Logto, as `make` tells it: from now on, in milliseconds since the epoch. Its
+    moments are far enough apart to have an order."""
 
     def __init__(self) -> None:
         self.last = 0
 
+    def now(self) -> int:
+        """Return the present, which is never before a moment of the past."""
+        return max(time.time_ns() // 1_000_000 + _AHEAD_MS, self.last)
+
     def next(self) -> int:
         """Return a moment after all earlier ones."""
-        now = time.time_ns() // 1_000_000 + _AHEAD_MS
-        self.last = max(now, self.last + _APART_MS)
+        self.last = max(self.now(), self.last + _APART_MS)
         return self.last
 
 

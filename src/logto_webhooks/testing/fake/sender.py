@@ -17,6 +17,7 @@ from logto_webhooks.samples.request import SignedRequest, sign_request
 from logto_webhooks.samples.shapes import Json
 from logto_webhooks.testing.fake import log
 from logto_webhooks.testing.fake.state import FakeState
+from logto_webhooks.validation import is_url
 
 REORDERED_BY: Final = 10
 TIMEOUT_S: Final = 10.0
@@ -188,6 +189,8 @@ class Sender:
 
 
 async def _post(client: httpx2.AsyncClient, url: str, delivery: SignedRequest) -> SendResult:
+    if not is_url(url):
+        return SendResult(None, _REFUSED)
     try:
         answer = await client.post(url, content=delivery.body, headers=delivery.headers)
     except httpx2.TimeoutException:
