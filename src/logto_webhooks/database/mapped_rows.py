@@ -124,14 +124,16 @@ class RowState(Struct, frozen=True, kw_only=True):
 
     `record_id` is set for a role: `logto_id` then is the id of its user or membership, and its own.
     `row_id` is the primary key of the application's row, as JSON; also of a row that had Logto's
-    id before and has it no longer. `blocked_by` names what must change first: another row, by its
-    primary key, a record, by its key, or one of SECOND_ANSWER, PERMISSION, ALONE, ALONE_HELD and
-    ALONE_ALLOWED.
+    id before and has it no longer. `ends` is set for a membership or a role: what the columns that
+    say whose row it is held when it was written, as JSON. `blocked_by` names what must change
+    first: another row, by its primary key, a record, by its key, or one of SECOND_ANSWER,
+    PERMISSION, ALONE, ALONE_HELD and ALONE_ALLOWED.
     """
 
     logto_id: str
     record_id: str | None = None
     row_id: str | None = None
+    ends: str | None = None
     state: State = "ok"
     reason: str | None = None
     blocked_by: str | None = None
@@ -674,7 +676,8 @@ def _make_save(dialect: str) -> Any:
     insert = insert_into(mapped_rows, dialect).values(
         changed_at=now(), **{name: sa.bindparam(f"new_{name}") for name in names}
     )
-    changed: dict[str, Any] = {"row_id": insert.excluded.row_id, "changed_at": _next_change()}
+    changed: dict[str, Any] = {name: insert.excluded[name] for name in ("row_id", "ends")}
+    changed["changed_at"] = _next_change()
     for name in ("state", "reason", "blocked_by"):
         changed[name] = sa.case((_is_owed_since, mapped_rows.c[name]), else_=insert.excluded[name])
     return insert.on_conflict_do_update(index_elements=["mapping", "logto_id"], set_=changed)
@@ -814,6 +817,15 @@ class StateStore:
             mapped_rows.c.mapping == self._mapping, among(mapped_rows.c.logto_id, "ids")
         )
         self._connection.execute(statement.values(deleted_at=now()), {"ids": list(ids)})
+
+    def find_deleted(self, ids: Collection[str]) -> set[str]:
+        """Return those of the records whose rows were deleted, or unlinked, at some time."""
+        query = sa.select(mapped_rows.c.logto_id).where(
+            mapped_rows.c.mapping == self._mapping,
+            among(mapped_rows.c.logto_id, "ids"),
+            mapped_rows.c.deleted_at.is_not(None),
+        )
+        return set(self._connection.scalars(query, {"ids": list(ids)}))
 
     def count_deletions(self, others: Collection[str], window_ms: int) -> int:
         """Count the records whose rows were lately deleted, and those whose deletion is held or

@@ -183,6 +183,7 @@ def declare_entities(
         definition=describe_definition(
             {
                 "key": [key_column.column, *key_column.path],
+                "primary_key": describe_primary_key(table),
                 "columns": name_columns(columns, finder),
                 "fill": name_columns(fill or {}, finder),
                 "where": where,
@@ -252,6 +253,14 @@ def find_table(target: Any) -> sa.Table:
     if not list(table.primary_key):
         raise InvalidMapping(table=table.fullname, problem="the table has no primary key")
     return table
+
+
+def describe_primary_key(table: sa.Table) -> list[list[str]]:
+    """Return the columns of the primary key, and the kinds of values that they have."""
+    return [
+        [str(column.key), getattr(find_python_type(column), "__name__", "")]
+        for column in table.primary_key
+    ]
 
 
 class Problem:

@@ -16,6 +16,7 @@ from logto_webhooks.mapping.declare import (
     Read,
     check_required,
     check_where,
+    describe_primary_key,
     find_table,
     make_reader,
     name_columns,
@@ -220,6 +221,7 @@ def _declare(
         definition=describe_definition(
             {
                 "ends": described,
+                "primary_key": describe_primary_key(table),
                 "columns": name_columns(columns, finder),
                 "create_defaults": name_columns(create_defaults or {}, finder),
                 "where": where,

@@ -30,6 +30,10 @@ class EndValues(Protocol):
     def find_ids(self, values: Collection[Any]) -> dict[Any, str]:
         """Return the ids by value. Values that stand for nothing of Logto's are left out."""
 
+    def find_unlinked(self, ids: Collection[str]) -> set[str]:
+        """Return those of the ends whose values may stand for nothing any more, because they are,
+        or were, deleted."""
+
 
 class ParentRows(Protocol):
     """Finds own rows of users, organizations or members, whose primary keys have one column."""
@@ -39,6 +43,10 @@ class ParentRows(Protocol):
 
     def find_logto_ids(self, primary_keys: Sequence[Any]) -> dict[Any, str]:
         """Return the ids of the records of rows."""
+
+    def find_unlinked(self, ids: Collection[str]) -> set[str]:
+        """Return those of the records whose rows may have lost their ids, because the records
+        are, or were, deleted."""
 
     def find_excluded(self, ids: Sequence[str]) -> set[str]:
         """Return those of the records without a row that get none."""
@@ -67,6 +75,10 @@ class OwnParents:
         """Return the ids of the records of rows."""
         return self._parents.find_logto_ids(sorted(values, key=str))
 
+    def find_unlinked(self, ids: Collection[str]) -> set[str]:
+        """Return those of the records whose rows may have been unlinked."""
+        return self._parents.find_unlinked(ids)
+
 
 class LogtoIds:
     """The column holds Logto's ids, or the names of roles."""
@@ -89,6 +101,10 @@ class LogtoIds:
         if self._members is None:
             return {value: str(value) for value in values}
         return {member: id_ for id_, member in self._members.items() if member in values}
+
+    def find_unlinked(self, ids: Collection[str]) -> set[str]:
+        """Return none of them: the column has the ids."""
+        return set()
 
 
 class OwnRoles:
@@ -132,6 +148,10 @@ class OwnRoles:
         """Return the ids or names of the roles of own rows."""
         rows = self._select(self._referred, values)
         return {referred: _to_text(own) for own, referred in rows if own is not None}
+
+    def find_unlinked(self, ids: Collection[str]) -> set[str]:
+        """Return none of them: roles aren't unlinked."""
+        return set()
 
 
 def blocker(kind: str, id_: str) -> str:

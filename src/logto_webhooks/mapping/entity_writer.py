@@ -629,6 +629,12 @@ class EntityWriter(TableWriter):
             id_: self._key_of(row)[0] for id_, row in own_rows.items() if id_ not in self._repeated
         }
 
+    def find_unlinked(self, ids: Collection[str]) -> set[str]:
+        """Return those of the records that are deleted, or whose row was unlinked before."""
+        rows = read_rows(self._connection, self.kind, ids)
+        living = {id_ for id_, row in rows.items() if row.deleted_at is None}
+        return set(ids) - living | self._states.find_deleted(living)
+
     def find_excluded(self, ids: Sequence[str]) -> set[str]:
         """Return those of the records without a row that get none: `where` excludes them, or no
         rows are created. One for which `where` fails isn't excluded by it."""

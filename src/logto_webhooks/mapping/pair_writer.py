@@ -27,7 +27,7 @@ from logto_webhooks.mapping.deletions import (
 from logto_webhooks.mapping.ends import EndValues, LogtoIds, NoValue, OwnParents, OwnRoles
 from logto_webhooks.mapping.entity_writer import EntityWriter
 from logto_webhooks.mapping.mirror import Pair, read_pairs
-from logto_webhooks.mapping.primary_keys import describe_null, make_conditions
+from logto_webhooks.mapping.primary_keys import describe_null
 from logto_webhooks.mapping.row_limits import RowLimits
 from logto_webhooks.mapping.table_writer import (
     NOT_KEPT,
@@ -74,6 +74,7 @@ class PairWriter(TableWriter):
         self._pairs: dict[str, list[Pair]] = {}  # by record, as read before
         self._unwanted: dict[str, list[Pair]] = {}  # those that `where` excludes
         self._failed: dict[str, Exception] = {}  # of pairs for which `where` has no result
+        self._columns = tuple(end.column for end in mapping.ends)
         self._ends_of: dict[Values, Values] = {}  # of rows that were read, by primary key
         self._repeated: set[Values] = set()  # the ends that several rows have
         self.came: set[str] = set()  # records that have a row, or another one, since now
@@ -108,17 +109,18 @@ class PairWriter(TableWriter):
     ) -> tuple[list[str], tuple[Any, ...] | None]:
         """Find rows, after a primary key, of pairs that the mirror doesn't have; return the last
         primary key, too. A row whose ends aren't all Logto's is the application's own."""
-        columns = [end.column for end, _ in self._ends]
-        rows = self._list_after(after, limit, *columns)
+        rows = self._list_after(after, limit, *self._columns)
         if not rows:
             return [], None
-        named = [ids for ids in self._name(rows).values() if None not in ids]
-        records = {record for ids in named if (record := self._record_of(ids)) is not None}
+        count = len(self._primary_key)
+        named = self._name({tuple(row[count:]) for row in rows}).values()
+        complete = [ids for ids in named if None not in ids]
+        records = {record for ids in complete if (record := self._record_of(ids)) is not None}
         present = {
             tuple(end.id_in(pair.row) for end, _ in self._ends) for pair in self._read(records)
         }
-        extra = sorted(":".join(map(str, ids)) for ids in named if ids not in present)
-        return extra, tuple(rows[-1][: len(self._primary_key)])
+        extra = sorted(":".join(map(str, ids)) for ids in complete if ids not in present)
+        return extra, tuple(rows[-1][:count])
 
     def find_over(self, ids: Collection[str], departures: Collection[str]) -> set[str]:
         """Return those of the records, and of those that waited for these `departures`, that may
@@ -136,53 +138,59 @@ class PairWriter(TableWriter):
     def remove(self, stops: Mapping[Key, Stop], ids: Collection[str]) -> None:
         """Delete the rows of the records' pairs that are over, unless something stops the deletion
         of their user or organization. Raises StoreUnavailable."""
-        present = {pair.id for pair in self._read(ids)}
-        stored = {i: state for i, state in self._find_stored(ids).items() if i not in present}
+        present = self._read(ids)
+        stored = self._find_stored(ids)
+        for pair in present:
+            stored.pop(pair.id, None)
         put_off = self._put_off({*stored, *ids}, stored)
-        self.results += [(plan, plan.state) for plan in put_off]
-        self._save([plan.state for plan in put_off], stored)
+        self._settle(put_off, stored)
         later = {plan.logto_id for plan in put_off}
-        stored = {
-            id_: state
-            for id_, state in stored.items()
-            if id_ not in later and state.record_id not in later
-        }
-        stopped, counted = self._stop_deletions(stops, stored)
-        refused = [
+        over = {i: s for i, s in stored.items() if later.isdisjoint((i, s.record_id))}
+        stopped, counted = self._stop_deletions(stops, over)
+        stops_of_rows = [
             refuse(stored[id_], stop.state, stop.reason, stop.blocked_by)
             for id_, stop in stopped.items()
         ]
-        self._save([plan.state for plan in refused], stored)
-        self.results += [(plan, plan.state) for plan in refused]
-        states = {
-            id_: replace(state, state="ok", reason=None, blocked_by=None)
-            for id_, state in stored.items()
-            if id_ not in stopped
+        self._settle(stops_of_rows, stored)
+        gone = self._delete_rows([s for i, s in over.items() if i not in stopped], present, stored)
+        # These are remembered, because too many of them at once are held.
+        noted = gone & counted
+        self._states.save([RowState(logto_id=id_) for id_ in noted], stored)
+        self._guard.note(noted)
+        self._states.forget(gone - counted)
+
+    def _delete_rows(
+        self, over: Sequence[RowState], present: Sequence[Pair], stored: Mapping[str, RowState]
+    ) -> set[str]:
+        """Delete the rows of pairs that are over, unless they are those of `present` pairs. Return
+        the pairs that have none any more."""
+        over = [replace(state, state="ok", reason=None, blocked_by=None) for state in over]
+        rows = self._find_written(over)
+        # The application may have deleted the row, and inserted it again with other values.
+        others = [s for s in over if s.logto_id not in rows and s.row_id is not None]
+        rows |= self._find_by_ends(others)
+        kept = set() if self.is_of_members else set(self._find_values(present).values())
+        ends = {
+            id_: values for id_, row in rows.items() if (values := self._ends_in(row)) not in kept
         }
-        keys = self._find_written(states.values())
-        # The application may have inserted the row again, or deleted another one of several.
-        others = [s for i, s in states.items() if i not in keys and s.row_id is not None]
-        keys |= self._find_by_ends(others)
-        self._find_own([self._ends_of[key] for key in keys.values()])
-        several = [id_ for id_, key in keys.items() if self._ends_of[key] in self._repeated]
-        refused = [refuse(stored[id_], "conflict", self._tell_several()) for id_ in several]
-        self._save([plan.state for plan in refused], stored)
-        self.results += [(plan, plan.state) for plan in refused]
-        states = {id_: state for id_, state in states.items() if id_ not in several}
+        several = {id_ for id_, values in ends.items() if values in self._repeated}
+        told = [refuse(stored[i], "conflict", self._tell_several()) for i in sorted(several)]
+        self._settle(told, stored)
         plans = [
-            PlannedRow(logto_id=id_, action="delete", primary_key=key, state=states[id_])
-            for id_, key in keys.items()
-            if id_ in states
+            PlannedRow(
+                logto_id=state.logto_id,
+                action="delete",
+                primary_key=self._key_of(rows[state.logto_id]),
+                state=state,
+            )
+            for state in over
+            if state.logto_id in ends.keys() - several
         ]
         written = self._write_in_time(plans)
         self._save([state for state in written.values() if state.state != "ok"], stored)
         self.results += [(plan, written[plan.logto_id]) for plan in plans]
-        gone = [id_ for id_ in states if id_ not in written or written[id_].state == "ok"]
-        # These are remembered, because too many of them at once are held.
-        noted = [id_ for id_ in gone if id_ in counted]
-        self._states.save([RowState(logto_id=id_) for id_ in noted], stored)
-        self._guard.note(noted)
-        self._states.forget([id_ for id_ in gone if id_ not in counted])
+        stay = several.union(i for i, state in written.items() if state.state != "ok")
+        return {state.logto_id for state in over} - stay
 
     def _stop_deletions(
         self, stops: Mapping[Key, Stop], stored: Mapping[str, RowState]
@@ -220,9 +228,12 @@ class PairWriter(TableWriter):
         for plan in plans:
             state, before = states[plan.logto_id], plan.replaces or plan.primary_key
             if state.state != "ok" and before:  # the row is as it was
-                states[plan.logto_id] = replace(state, row_id=encode_id(before))
+                ends = encode_id(self._ends_of[before])
+                states[plan.logto_id] = replace(state, row_id=encode_id(before), ends=ends)
             elif state.state == "ok" and plan.action == "insert":
-                states[plan.logto_id] = replace(state, row_id=self._inserted[plan.logto_id])
+                ends = encode_id(self._values_of(plan.values))
+                row_id = self._inserted[plan.logto_id]
+                states[plan.logto_id] = replace(state, row_id=row_id, ends=ends)
         self._save(states.values(), stored)
         self.results += [(plan, states[plan.logto_id]) for plan in plans]
         self._tell_excluded(ids, pairs, states)
@@ -277,6 +288,7 @@ class PairWriter(TableWriter):
         values = self._find_values(pairs)
         filled = {id_: ends for id_, ends in values.items() if not isinstance(ends, NoValue)}
         own_rows = self._find_own(list(filled.values()))
+        former = self._find_former(filled, own_rows, stored)
         ready = filled.keys() - self._failed
         rows = {pair.id: pair.row for pair in pairs if pair.id in ready}
         evaluated = self._call(self._mapping.evaluate, rows) | self._failed
@@ -288,16 +300,22 @@ class PairWriter(TableWriter):
                 if ends.state != "excluded":
                     plans.append(refuse(state, ends.state, ends.reason, ends.blocked_by))
                 continue
-            own = own_rows.get(ends)
-            if own is not None and ends in self._repeated:
-                state = replace(state, row_id=encode_id(self._key_of(own)))
-                plans.append(refuse(state, "conflict", self._tell_several()))
+            own, before = own_rows.get(ends), former.get(pair.id)
+            if problem := self._find_problem(own) or self._find_problem(before):
+                if own is not None:
+                    state = self._note_row(state, own, {})
+                plans.append(refuse(state, "conflict", problem))
                 continue
-            if own is not None and None in self._key_of(own):
-                plans.append(refuse(state, "conflict", describe_null(self._primary_key)))
-                continue
-            plans.append(self._plan_row(pair, ends, evaluated[pair.id], own, state))
-        return self._replace_former(plans, stored)
+            plans.append(self._plan_row(pair, ends, evaluated[pair.id], own, before, state))
+        return plans
+
+    def _find_problem(self, own: sa.RowMapping | None) -> str | None:
+        """Say why a row can't be written."""
+        if own is None:
+            return None
+        if self._ends_in(own) in self._repeated:
+            return self._tell_several()
+        return describe_null(self._primary_key) if None in self._key_of(own) else None
 
     def _plan_row(
         self,
@@ -305,81 +323,110 @@ class PairWriter(TableWriter):
         ends: Values,
         values: dict[str, Any] | Exception,
         own: sa.RowMapping | None,
+        former: sa.RowMapping | None,
         state: RowState,
     ) -> PlannedRow:
+        """Plan what to do with a pair's row. If it gets other ends, such as those of a renamed
+        role, the `former` row changes, because others may refer to it; if somebody has inserted
+        such a row, that is taken, and the former one deleted."""
         new = self._new_state(pair)
         if isinstance(values, Exception):
             return self._refuse_unevaluated(state, values)
-        if own is None:
-            keys = {end.column.key: value for (end, _), value in zip(self._ends, ends, strict=True)}
+        keys = dict(zip((column.key for column in self._columns), ends, strict=True))
+        row = own or former
+        if row is None:
             return PlannedRow(
                 logto_id=pair.id,
                 action="insert",
                 values={**self._mapping.create_defaults, **values, **keys},
                 state=new,
             )
-        differing = self._find_differing(values, own)
+        moved = {name: value for name, value in keys.items() if own is None and row[name] != value}
+        replaces = () if own is None or former is None else self._key_of(former)
+        differing = moved | self._find_differing(values, row)
         return PlannedRow(
             logto_id=pair.id,
-            action="update" if differing else "nothing",
-            primary_key=self._key_of(own),
+            action="update" if differing or replaces else "nothing",
+            primary_key=self._key_of(row),
             values=differing,
-            state=replace(new, row_id=self._id_after(own, differing)),
+            replaces=replaces,
+            state=self._note_row(new, row, differing),
         )
 
-    def _replace_former(
-        self, plans: Sequence[PlannedRow], stored: Mapping[str, RowState]
-    ) -> list[PlannedRow]:
-        """Delete the former rows of pairs that get another one, such as those of renamed roles,
-        unless they are the rows of others now."""
-        kept = {encode_id(plan.primary_key) for plan in plans if plan.primary_key}
-        moved = {
-            plan.logto_id: state
-            for plan in plans
-            if plan.state.state == "ok"
-            and (state := stored.get(plan.logto_id)) is not None
-            and state.row_id not in kept | {None}
-        }
-        former = self._find_written(moved.values()) if moved else {}
-        return [
-            replace(plan, action="update", replaces=former[plan.logto_id])
-            if plan.logto_id in former and plan.action == "nothing"
-            else replace(plan, replaces=former.get(plan.logto_id, ()))
-            for plan in plans
+    def _note_row(
+        self, state: RowState, own: sa.RowMapping, changed: Mapping[str, Any]
+    ) -> RowState:
+        """Return a state with the primary key and the ends of a row after a change."""
+        ends = encode_id(changed.get(column.key, own[column]) for column in self._columns)
+        return replace(state, row_id=self._id_after(own, changed), ends=ends)
+
+    def _find_former(
+        self,
+        values: Mapping[str, Values],
+        own_rows: Mapping[Values, sa.RowMapping],
+        stored: Mapping[str, RowState],
+    ) -> dict[str, sa.RowMapping]:
+        """Find the rows of pairs that are to have other ends, unless they are the rows of others
+        now."""
+        moved = [
+            state
+            for id_, ends in values.items()
+            if (state := stored.get(id_)) is not None
+            and state.row_id is not None
+            and state.ends != encode_id(ends)
         ]
+        kept = {encode_id(ends) for ends in own_rows}
+        former = {}
+        for id_, row in self._find_written(moved).items() if moved else ():
+            ends_text = encode_id(self._ends_in(row))
+            if ends_text not in kept:
+                kept.add(ends_text)
+                former[id_] = row
+        return former
 
-    def _find_written(self, states: Collection[RowState]) -> dict[str, tuple[Any, ...]]:
-        """Return the primary keys of rows that were written for pairs. The application may have
-        deleted such a row, and a database can use its primary key again."""
-        dialect = self._connection.dialect
-        row_ids = {s.logto_id: s.row_id for s in states if s.row_id is not None}
-        wanted = {state.logto_id: self._name_ends(state) for state in states}
-        decoded = decode_ids(row_ids.values(), self._primary_key, dialect)
-        named = self._name_rows(list(decoded.values()))
+    def _find_written(self, states: Collection[RowState]) -> dict[str, sa.RowMapping]:
+        """Find the rows of pairs that have the ends with which they were written, and that are of
+        nobody else now. The application may have given a row to others; and a database can use
+        a primary key again, so that tells nothing."""
+        ends_of = {s.logto_id: s.ends for s in states if s.ends is not None}
+        decoded = decode_ids(ends_of.values(), self._columns, self._connection.dialect)
+        own_rows = self._find_own(list(decoded.values()))
         # As they were read: a type of the application's own may give back other objects.
-        keys = {encode_id(key): key for key in named}
-        there = {id_: keys[row_id] for id_, row_id in row_ids.items() if row_id in keys}
-        return {
-            id_: key
-            for id_, key in there.items()
-            if all(map(self._is_owner, named[key], wanted[id_], self._mapping.ends))
-        }
+        by_ends = {encode_id(ends): (ends, row) for ends, row in own_rows.items()}
+        there = {id_: by_ends[text] for id_, text in ends_of.items() if text in by_ends}
+        ends_before = {id_: ends for id_, (ends, _) in there.items()}
+        of_others = self._find_given_away(ends_before, states) if there else ()
+        return {id_: row for id_, (_, row) in there.items() if id_ not in of_others}
 
-    @staticmethod
-    def _is_owner(named: str | None, wanted: str | None, end: End) -> bool:
-        """Whether an end of a row is the one that is wanted. It has no id once the row of its user
-        or organization is unlinked."""
-        return named is None or isinstance(end, RoleEnd) or named == wanted
+    def _find_given_away(
+        self, ends_before: Mapping[str, Values], states: Collection[RowState]
+    ) -> set[str]:
+        """Return those of the pairs whose ends' rows, other than of roles, are of others now. A
+        row without an id is still its end's if that is, or was, deleted: it was unlinked."""
+        named = self._name(set(ends_before.values()))
+        wanted = {state.logto_id: self._name_ends(state) for state in states}
+        given_away: set[str] = set()
+        for place, (end, values) in enumerate(self._ends):
+            if isinstance(end, RoleEnd):
+                continue
+            names = {id_: named[ends][place] for id_, ends in ends_before.items()}
+            others = {id_ for id_, name in names.items() if name != wanted[id_][place]}
+            unnamed = {str(wanted[id_][place]) for id_ in others if names[id_] is None}
+            unlinked = values.find_unlinked(unnamed) if unnamed else ()
+            given_away |= {
+                id_ for id_ in others if names[id_] or wanted[id_][place] not in unlinked
+            }
+        return given_away
 
-    def _find_by_ends(self, states: Collection[RowState]) -> dict[str, tuple[Any, ...]]:
-        """Return the primary keys of the rows of pairs, whoever has written them."""
+    def _find_by_ends(self, states: Collection[RowState]) -> dict[str, sa.RowMapping]:
+        """Find the rows of pairs by what their ends hold now, whoever has written them."""
         ids = {state.logto_id: self._name_ends(state) for state in states}
         known = {i: [end for end in ends if end is not None] for i, ends in ids.items()}
         complete = {i: ends for i, ends in known.items() if len(ends) == len(self._ends)}
         values = self._resolve(complete)
         filled = {i: ends for i, ends in values.items() if not isinstance(ends, NoValue)}
         own_rows = self._find_own(list(filled.values()))
-        return {i: self._key_of(own_rows[ends]) for i, ends in filled.items() if ends in own_rows}
+        return {i: own_rows[ends] for i, ends in filled.items() if ends in own_rows}
 
     def _name_ends(self, state: RowState) -> list[str | None]:
         """Return the ids of the ends of a pair; None for a role's name, which isn't stored."""
@@ -397,31 +444,15 @@ class PairWriter(TableWriter):
         owners = ids if self.is_of_members else ids[:-1]
         return None if None in owners else ":".join(map(str, owners))
 
-    def _name_rows(
-        self, keys: Sequence[tuple[Any, ...]]
-    ) -> dict[tuple[Any, ...], tuple[str | None, ...]]:
-        """Return the ids of the ends of rows."""
-        place = self._primary_key
-        query = sa.select(*place, *(end.column for end, _ in self._ends))
-        rows: list[sa.Row[Any]] = []
-        for are_some in make_conditions(place, keys):
-            rows += self._run(query.where(are_some)).all()
-        self._ends_of |= {tuple(row[: len(place)]): tuple(row[len(place) :]) for row in rows}
-        return self._name(rows)
-
-    def _name(self, rows: Sequence[sa.Row[Any]]) -> dict[tuple[Any, ...], tuple[str | None, ...]]:
-        """Return the ids of the ends of rows, which follow their primary keys; None for an end that
-        isn't Logto's."""
-        count = len(self._primary_key)
-        ids_of_ends = []
-        for place, (_, values) in enumerate(self._ends, start=count):
-            own = {row[place] for row in rows if row[place] is not None}
-            ids_of_ends.append(values.find_ids(own) if own else {})
+    def _name(self, ends: Collection[Values]) -> dict[Values, tuple[str | None, ...]]:
+        """Return the ids for what the columns of ends hold; None for an end that isn't Logto's."""
+        by_end: list[dict[Any, str]] = []
+        for place, (_, values) in enumerate(self._ends):
+            own = {row[place] for row in ends if row[place] is not None}
+            by_end.append(values.find_ids(own) if own else {})
         return {
-            tuple(row[:count]): tuple(
-                ids.get(value) for ids, value in zip(ids_of_ends, row[count:], strict=True)
-            )
-            for row in rows
+            row: tuple(ids.get(value) for ids, value in zip(by_end, row, strict=True))
+            for row in ends
         }
 
     def _find_values(self, pairs: Sequence[Pair]) -> dict[str, Values | NoValue]:
@@ -450,14 +481,17 @@ class PairWriter(TableWriter):
             return 0
         return 2 if self._earlier is not None and self._earlier.has_parent(value.blocked_by) else 1
 
-    def _values_of(self, values: Mapping[Any, Any]) -> Values:
-        return tuple(values[end.column.key] for end, _ in self._ends)
+    def _values_of(self, values: Mapping[str, Any]) -> Values:
+        return tuple(values[column.key] for column in self._columns)
+
+    def _ends_in(self, row: sa.RowMapping) -> Values:
+        return tuple(row[column] for column in self._columns)
 
     def _find_own(self, ends: Sequence[Values]) -> dict[Values, sa.RowMapping]:
         """Find the own rows that have these values in the columns of their ends."""
         if not ends:
             return {}
-        columns = [end.column for end, _ in self._ends]
+        columns = self._columns
         names = {column.key for column in (*columns, *self._primary_key)}
         read = [c for c in self.table.c if c.key in names | self._mapping.columns.keys()]
         query = sa.select(*read).where(
@@ -465,7 +499,7 @@ class PairWriter(TableWriter):
         )
         found: dict[Values, sa.RowMapping] = {}
         for row in self._run(query).mappings():
-            values = tuple(row[column] for column in columns)
+            values = self._ends_in(row)
             if values in found:
                 self._repeated.add(values)
             found[values] = row
@@ -473,7 +507,7 @@ class PairWriter(TableWriter):
         return found
 
     def _tell_several(self) -> str:
-        names = " and ".join(end.column.name for end, _ in self._ends)
+        names = " and ".join(column.name for column in self._columns)
         return SEVERAL.format(names)
 
     def _match_keys(
@@ -483,10 +517,8 @@ class PairWriter(TableWriter):
         given them to others since."""
         where, rows = super()._match_keys(keys)
         are_same = [
-            end.column.is_not_distinct_from(
-                sa.bindparam(f"logto_webhooks_end_{i}", type_=end.column.type)
-            )
-            for i, (end, _) in enumerate(self._ends)
+            column.is_not_distinct_from(sa.bindparam(f"logto_webhooks_end_{i}", type_=column.type))
+            for i, column in enumerate(self._columns)
         ]
         ends = [
             {f"logto_webhooks_end_{i}": value for i, value in enumerate(self._ends_of[key])}
@@ -507,9 +539,16 @@ class PairWriter(TableWriter):
 
     def find_logto_ids(self, primary_keys: Sequence[Any]) -> dict[Any, str]:
         """Return the ids of the memberships of rows whose primary key has one column."""
-        named = self._name_rows([(key,) for key in primary_keys])
-        records = {key: self._record_of(ids) for (key,), ids in named.items()}
-        return {key: record for key, record in records.items() if record is not None}
+        [key] = self._primary_key
+        query = sa.select(key, *self._columns).where(key.in_(primary_keys))
+        ends: dict[Any, Values] = {row[0]: tuple(row[1:]) for row in self._run(query)}
+        named = self._name(set(ends.values()))
+        records = {own: self._record_of(named[values]) for own, values in ends.items()}
+        return {own: record for own, record in records.items() if record is not None}
+
+    def find_unlinked(self, ids: Collection[str]) -> set[str]:
+        """Return those of the memberships that are over."""
+        return set(ids) - {pair.id for pair in self._read(ids)}
 
     def find_excluded(self, ids: Sequence[str]) -> set[str]:
         """Return those of the memberships whose user or organization gets no row."""

@@ -215,8 +215,7 @@ class TableWriter(ABC):
             new = "owed" if isinstance(error, StoreUnavailable) else "conflict"
             by = ALONE if is_slow or (new == "owed" and self._limits.is_alone) else None
             plans = [refuse(state, new, problem, by) for state in states]
-            self._save([plan.state for plan in plans], stored)
-            self.results += [(plan, plan.state) for plan in plans]
+            self._settle(plans, stored)
 
     def save_culprits(self) -> None:
         """In the last try, store which rows were found, whether or not their records are tried."""
@@ -238,6 +237,10 @@ class TableWriter(ABC):
             for id_ in ids
             if id_ not in slow
         ]
+        self._settle(plans, stored)
+
+    def _settle(self, plans: Sequence[PlannedRow], stored: Mapping[str, RowState]) -> None:
+        """Store why nothing is done with rows."""
         self._save([plan.state for plan in plans], stored)
         self.results += [(plan, plan.state) for plan in plans]
 
@@ -511,7 +514,7 @@ class TableWriter(ABC):
             or not _is_equal(own[name], value, self.table.c[name].type, self._connection.dialect)
         }
 
-    def _id_after(self, own: sa.RowMapping, changed: dict[str, Any]) -> str:
+    def _id_after(self, own: sa.RowMapping, changed: Mapping[str, Any]) -> str:
         """Return the primary key of a row after a change, which can contain mapped columns."""
         return encode_id(changed.get(column.key, own[column]) for column in self._primary_key)
 

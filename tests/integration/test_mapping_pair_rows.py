@@ -1,0 +1,223 @@
+"""The rows of memberships and roles are known by what the columns of their ends hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from logto_webhooks.mapping import Mappings
+from logto_webhooks.mapping.declare_pairs import declare_members
+from logto_webhooks.testing import make
+from tests.integration.test_mapping_deletions import created, founded, joined, states_of
+from tests.integration.test_mapping_roles import (
+    RoleApplication,
+    read_member_roles,
+    read_user_roles,
+)
+from tests.support.mapped_application import KINDS, PLAN, Application, learn
+from tests.support.stores import Copy, StoreKind
+
+OWN = {"id": 77, **PLAN}  # a user of the application's own
+LEFT = make.organization_membership_updated(
+    id="acme", at=2_000, addedUserIds=[], removedUserIds=["u1"]
+).body
+
+
+async def start(application: Application) -> Copy:
+    """A user is a member of a team."""
+    copy = Copy(await application.map())
+    await copy.take([founded("acme"), created("u1"), joined("acme", ["u1"])])
+    assert len(application.rows(application.members, "id")) == 1
+    return copy
+
+
+def write(application: Application, *statements: sa.Executable) -> None:
+    with application.engine.begin() as connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_with_a_former_primary_key_is_the_applications_own(
+    kind: StoreKind, tmp_path: Path
+) -> None:
+    """As SQLite uses one again once the application has deleted the row."""
+
+    async def live(application: Application) -> None:
+        copy, own = await start(application), application.members
+        [(row_id, team)] = application.rows(own, "id", "team_id")
+        row = {"id": row_id, "team_id": team, "user_id": 77, "role": "guest"}
+        add = sa.insert(application.users).values(OWN)
+        write(application, add, sa.delete(own), sa.insert(own).values(row))
+        await copy.take([LEFT])
+        assert application.rows(own, "id", "user_id") == [(row_id, 77)]
+        assert await states_of(application.host, own) == {}
+
+    Application.run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("is_over", [True, False], ids=["over", "goes on"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_that_the_application_gave_to_others_is_its_own(
+    kind: StoreKind, is_over: bool, tmp_path: Path
+) -> None:
+    """A membership that goes on gets another row."""
+
+    async def live(application: Application) -> None:
+        copy, own = await start(application), application.members
+        [(row_id, user_id)] = application.rows(own, "id", "user_id")
+        add = sa.insert(application.users).values(OWN)
+        write(application, add, sa.update(own).values(user_id=77))
+        if is_over:
+            await copy.take([LEFT])
+            assert application.rows(own, "id", "user_id") == [(row_id, 77)]
+        else:
+            await application.apply_again()
+            assert dict(application.rows(own, "user_id", "id"))[77] == row_id
+            assert [i for (i,) in application.rows(own, "user_id")] == sorted([user_id, 77])
+
+    Application.run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_user_of_the_applications_own_with_a_former_primary_key(
+    kind: StoreKind, tmp_path: Path
+) -> None:
+    """Nothing tells such a user's membership from that of Logto's user, except that the user
+    wasn't unlinked by us."""
+
+    async def live(application: Application) -> None:
+        copy, own = await start(application), application.members
+        [(row_id, team, user_id)] = application.rows(own, "id", "team_id", "user_id")
+        row = {"id": row_id, "team_id": team, "user_id": user_id, "role": "guest"}
+        write(
+            application,
+            sa.delete(own),
+            sa.delete(application.users),
+            sa.insert(application.users).values(OWN | {"id": user_id}),
+            sa.insert(own).values(row),
+            sa.insert(application.users).values(PLAN | {"id": user_id + 1, "logto_user_id": "u1"}),
+        )
+        await application.apply_again()
+        assert application.rows(own, "user_id") == [(user_id,), (user_id + 1,)]
+        await copy.take([LEFT])
+        assert application.rows(own, "id", "user_id") == [(row_id, user_id)]
+
+    Application.run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("ondelete", ["CASCADE", None])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_row_of_a_renamed_role_stays(
+    kind: StoreKind, ondelete: str | None, tmp_path: Path
+) -> None:
+    """Rows of the application refer to it."""
+
+    async def live(application: RoleApplication) -> None:
+        host = await application.map_roles()
+        tasks = sa.Table(
+            "tasks",
+            application.metadata,
+            sa.Column("id", sa.Integer, primary_key=True),
+            sa.Column("role_id", sa.ForeignKey(application.member_roles.c.id, ondelete=ondelete)),
+        )
+        tasks.create(application.engine)
+        await Copy(host).take([founded("acme"), created("ana"), joined("acme", ["ana"])])
+        await learn(host, read_member_roles({"o1": "admin"}, 300_000))
+        await learn(host, read_user_roles("ana", {"r1": "editor"}, 300_000))
+        [(row_id, _)] = application.rows(application.member_roles, "id", "role")
+        write(application, sa.insert(tasks).values(role_id=row_id))
+        await learn(host, read_member_roles({"o1": "owner"}, 400_000))
+        await learn(host, read_user_roles("ana", {"r1": "viewer"}, 400_000))
+        assert application.rows(application.member_roles, "id", "role") == [(row_id, "owner")]
+        assert application.user_role_names == [("ana", "viewer")]
+        assert application.rows(tasks, "role_id") == [(row_id,)]
+        assert await application.problems() == []
+
+    RoleApplication.run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_role_whose_row_another_role_has_now(kind: StoreKind, tmp_path: Path) -> None:
+    """It is over when another one gets its name: the row is that one's."""
+
+    async def live(application: RoleApplication) -> None:
+        host = await application.map_roles()
+        await Copy(host).take([founded("acme"), created("ana"), joined("acme", ["ana"])])
+        await learn(host, read_member_roles({"o1": "admin", "o2": "guest"}, 300_000))
+        before = dict(application.rows(application.member_roles, "role", "id"))
+        await learn(host, read_member_roles({"o2": "admin"}, 400_000))
+        after = application.rows(application.member_roles, "role", "id")
+        assert after == [("admin", before["admin"])]
+        assert await application.problems() == []
+        await learn(host, read_member_roles({}, 500_000))
+        assert application.rows(application.member_roles, "role") == []
+
+    RoleApplication.run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_row_of_a_role_that_was_inserted_again(kind: StoreKind, tmp_path: Path) -> None:
+    """With another primary key."""
+
+    async def live(application: RoleApplication) -> None:
+        host = await application.map_roles()
+        await Copy(host).take([founded("acme"), created("ana"), joined("acme", ["ana"])])
+        await learn(host, read_member_roles({"o1": "admin"}, 300_000))
+        own = application.member_roles
+        write(application, sa.update(own).values(id=own.c.id + 100))
+        await learn(host, read_member_roles({}, 400_000))
+        assert application.rows(own, "role") == []
+
+    RoleApplication.run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_table_that_gets_another_primary_key(kind: StoreKind, tmp_path: Path) -> None:
+    """By the application's migration: the mapping is another one, which is applied anew."""
+
+    async def live(application: Application) -> None:
+        metadata = application.metadata
+
+        async def map_table(*primary_key: str) -> sa.Table:
+            name = metadata.schema + ".seats" if metadata.schema else "seats"
+            if name in metadata.tables:
+                metadata.remove(metadata.tables[name])
+            seats = sa.Table(
+                "seats",
+                metadata,
+                *(
+                    sa.Column(key, sa.Text, primary_key=key in primary_key)
+                    for key in ("org", "who")
+                ),
+                sa.Column("id", sa.Integer, primary_key="id" in primary_key, nullable=False),
+            )
+            has_rows = sa.inspect(application.engine).has_table("seats", metadata.schema)
+            seats.drop(application.engine, checkfirst=True)
+            seats.create(application.engine)
+            if has_rows:
+                write(application, sa.insert(seats).values(org="acme", who="u1", id=1))
+            mappings = application.mappings = Mappings()
+            defaults = {} if "id" in primary_key else {"id": 1}
+            options: dict[str, Any] = {"organization": "org", "user": "who"}
+            mappings.add(declare_members(seats, **options, create_defaults=defaults))
+            application.host.project = mappings.write
+            await application.host.run(lambda store: store.mappings.register(mappings.registered))
+            return seats
+
+        await map_table("org", "who")
+        await application.apply_all()
+        copy = Copy(application.host)
+        await copy.take([founded("acme"), created("u1"), joined("acme", ["u1"])])
+        seats = await map_table("id")
+        unapplied = await application.host.read(lambda store: store.mappings.status())
+        assert not next(each for each in unapplied if each.mapping == seats.fullname).is_applied
+        await application.apply_all()
+        assert await states_of(application.host, seats) == {"ok": 1}
+        await copy.take([LEFT])
+        assert application.rows(seats, "id") == []
+
+    Application.run(kind, tmp_path, live)
