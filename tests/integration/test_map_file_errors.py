@@ -438,7 +438,7 @@ def test_a_table_is_mapped_once(database: OwnDatabase) -> None:
         declare(database, f"[map.users]\n{USERS}", others)
     text = f"[map.organizations]\n{TEAMS}[map.members]\n{MEMBERS}"
     [pair] = declare(database, text, others).pairs
-    assert pair.ends[1].refers_to is own
+    assert pair.ends[1].referred == (own.c.id,)
 
 
 @pytest.mark.parametrize(

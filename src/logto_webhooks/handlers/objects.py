@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -12,7 +12,12 @@ from logto_webhooks.database.store import Store
 from logto_webhooks.errors import Discard, RowWaits
 from logto_webhooks.handlers.parameters import ParameterSource
 from logto_webhooks.mapping.declare import EntityMapping
-from logto_webhooks.mapping.own_rows import OwnRow, find_own_row, select_own
+from logto_webhooks.mapping.own_rows import (
+    OwnRow,
+    describe_several_rows,
+    find_own_row,
+    select_own,
+)
 
 _NO_ROW: Final = "it has no row in {}: {}"
 
@@ -34,12 +39,14 @@ class ObjectQuery(Struct, frozen=True):
     reason: str
     is_deleted: bool
 
-    def check(self, found: Any) -> Any:
-        """Return what was found, which may be None if the parameter may be. Raises RowWaits, or
-        Discard if there will be none."""
-        if found is not None or self.wanted.parameter.may_be_none:
-            return found
+    def check(self, objects: Sequence[Any]) -> Any:
+        """Return the object, or None if there is none and the parameter may be None. Raises
+        RowWaits, also if there are several, or Discard if there will be none."""
         mapping = self.wanted.mapping
+        if len(objects) > 1:
+            raise RowWaits(table=mapping.name, reason=describe_several_rows(mapping))
+        if objects or self.wanted.parameter.may_be_none:
+            return objects[0] if objects else None
         if self.is_deleted:
             raise Discard(_NO_ROW.format(mapping.name, f"the {mapping.kind} was deleted in Logto"))
         raise RowWaits(table=mapping.name, reason=self.reason)
@@ -79,7 +86,7 @@ def load(queries: Mapping[str, ObjectQuery], session: Any) -> dict[str, Any]:
     """Load objects in a Session. Raises RowWaits, Discard."""
     # A relationship that is loaded by a join repeats rows.
     return {
-        name: query.check(session.scalars(query.statement).unique().first())
+        name: query.check(session.scalars(query.statement).unique().fetchmany(2))
         for name, query in queries.items()
     }
 
@@ -87,6 +94,6 @@ def load(queries: Mapping[str, ObjectQuery], session: Any) -> dict[str, Any]:
 async def load_async(queries: Mapping[str, ObjectQuery], session: Any) -> dict[str, Any]:
     """The same in an AsyncSession."""
     return {
-        name: query.check((await session.scalars(query.statement)).unique().first())
+        name: query.check((await session.scalars(query.statement)).unique().fetchmany(2))
         for name, query in queries.items()
     }

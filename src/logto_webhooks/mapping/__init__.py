@@ -66,11 +66,14 @@ class Mappings:
         for pair in [*self.pairs, *([] if isinstance(mapping, EntityMapping) else [mapping])]:
             _check_ends(pair, [*self.all, mapping])
         if isinstance(mapping, EntityMapping):
+            for other in self.entities:
+                _check_cascades(other, mapping)
+                _check_cascades(mapping, other)
             self.entities.append(mapping)
             return
         members = [pair.table for pair in self.pairs if pair.pair == "member"]
         for end in mapping.ends:
-            if end.kind == "member" and not any(end.refers_to is table for table in members):
+            if end.kind == "member" and end.find_referred(members) is None:
                 problem = f"{end.column.name} must refer to a table that map_members maps: call "
                 raise InvalidMapping(table=mapping.name, problem=f"{problem}map_members first")
         self.pairs.append(mapping)
@@ -85,9 +88,9 @@ class Mappings:
                 own = find_python_type(end.column)
                 holds_id = own is None or not is_unfit(str, own)
                 is_owner = end.kind in ("user", "organization")
-                if holds_id or not is_owner or end.refers_to in tables:
+                if holds_id or not is_owner or end.find_referred(tables) is not None:
                     continue
-                table = "no table" if end.refers_to is None else end.refers_to.fullname
+                table = end.referred[0].table.fullname if end.referred else "no table"
                 problem = (
                     f"{end.kind}={end.column.name} refers to {table}, which isn't mapped: call "
                     f"map_{end.kind}s with it, too"
@@ -353,17 +356,35 @@ def _check_ends(pair: PairMapping, mappings: Sequence[EntityMapping | PairMappin
     Raises InvalidMapping."""
     names = {mapping.table: _name_kind(mapping) for mapping in mappings}
     for end in pair.ends:
-        kind = None if end.refers_to is None else names.get(end.refers_to)
-        if kind is None or kind == end.kind:
+        tables = [own.table for own in end.referred if own.table in names]
+        kinds = [names[table] for table in tables]
+        if not kinds or end.kind in kinds:
             continue
+        kind, table = kinds[0], tables[0].description
         instead = f"pass a column that refers to your table of {end.kind}s"
         for other in pair.ends:
-            its = None if other.refers_to is None else names.get(other.refers_to, end.kind)
-            if other.kind == kind and its == end.kind:  # or it may be, if that isn't mapped yet
+            its = [names.get(own.table, end.kind) for own in other.referred]
+            if other.kind == kind and end.kind in its:  # or it may be, if that isn't mapped yet
                 instead = f"write {end.kind}={other.column.name} and {kind}={end.column.name}"
-        table = end.refers_to.fullname if end.refers_to is not None else ""
         problem = f"{end.kind}={end.column.name} refers to {table}, which has the rows of {kind}s"
         raise InvalidMapping(table=pair.name, problem=f"{problem}: {instead}")
+
+
+def _check_cascades(parent: EntityMapping, child: EntityMapping) -> None:
+    """Check that deleting a row of one table deletes none of the other: its user or organization
+    still exists. Raises InvalidMapping."""
+    if parent.when_deleted != "delete":
+        return
+    for column in child.table.c:
+        for key in column.foreign_keys:
+            is_parent = key.target_fullname.rpartition(".")[0] == parent.table.fullname
+            if is_parent and (key.ondelete or "").upper() == "CASCADE":
+                problem = (
+                    f"{column.name} refers to {parent.name} with ON DELETE CASCADE, so the row of "
+                    f"each {child.kind} would go with that of the {parent.kind}: use ON DELETE SET "
+                    f'NULL, or pass when_deleted="unlink" or "keep" for {parent.name}'
+                )
+                raise InvalidMapping(table=child.name, problem=problem)
 
 
 def _name_kind(mapping: EntityMapping | PairMapping) -> str:

@@ -113,6 +113,16 @@ class EntityMapping(Struct, frozen=True, kw_only=True):
         return tuple(self.table.primary_key)
 
     @property
+    def is_free(self) -> sa.ColumnElement[bool]:
+        """Which rows can be linked: those of the class that have no key."""
+        conditions = [self.key.text.is_(None)]
+        mapper = _find_mapper(self.target)
+        if mapper is not None and _find_discriminator(self.target) is not None:
+            names = [own.polymorphic_identity for own in mapper.self_and_descendants]
+            conditions.append(mapper.polymorphic_on.in_(names))
+        return sa.and_(*conditions)
+
+    @property
     def unique_columns(self) -> list[sa.Column[Any]]:
         """The mapped columns whose value surely only one row may have."""
         unique = [each.column for each in self.list_unique("postgresql") if each.is_sure]
@@ -163,6 +173,7 @@ def declare_entities(
     }
     own_link = _find_link(kind, link, finder, read_by_key, problem)
     functions = [where, own_link and own_link.condition, *columns.values(), *(fill or {}).values()]
+    defaults = read_defaults(create_defaults or {}, finder)
     mapping = EntityMapping(
         name=str(table.fullname),  # a subclass of str can't be encoded
         kind=kind,
@@ -174,7 +185,7 @@ def declare_entities(
             finder.find(name).key: make_reader(ROW_TYPES[kind], source, finder.find(name), problem)
             for name, source in (fill or {}).items()
         },
-        create_defaults=read_defaults(create_defaults or {}, finder),
+        create_defaults=defaults,
         link=own_link,
         where=_every if where is None else check_where(where, problem),
         create=create,
@@ -202,8 +213,27 @@ def declare_entities(
 
 
 def read_defaults(defaults: Mapping[ColumnName, Any], finder: ColumnFinder) -> dict[str, Any]:
-    """Return the defaults by column. Raises InvalidMapping."""
-    return _read_values("create_defaults", defaults, finder)
+    """Return the defaults by column, and what tells the class of a row from others' in its table.
+    Raises InvalidMapping."""
+    of_class = {}
+    if (column := _find_discriminator(finder.target)) is not None:
+        of_class = {column.key: _find_mapper(finder.target).polymorphic_identity}
+    return of_class | _read_values("create_defaults", defaults, finder)
+
+
+def _find_mapper(target: Any) -> Any:
+    """Return the mapper of a class; None for a table."""
+    return None if isinstance(target, sa.Table) else sa.inspect(target)
+
+
+def _find_discriminator(target: Any) -> sa.Column[Any] | None:
+    """Return the column that tells the class of each row, if several classes share a table."""
+    mapper = _find_mapper(target)
+    if mapper is None or mapper.polymorphic_identity is None:
+        return None
+    column = mapper.polymorphic_on
+    is_own = isinstance(column, sa.Column) and column.table is mapper.local_table
+    return column if is_own else None
 
 
 def _read_values(
@@ -279,7 +309,8 @@ class ColumnFinder:
 
     def __init__(self, table: sa.Table, target: Any, problem: Problem) -> None:
         self.table = table
-        self._mapper = None if isinstance(target, sa.Table) else sa.inspect(target)
+        self.target = target
+        self._mapper = _find_mapper(target)
         self.problem = problem
 
     def find(self, name: ColumnName) -> sa.Column[Any]:
@@ -319,6 +350,11 @@ class ColumnFinder:
     def check_id(self, column: sa.Column[Any]) -> None:
         """Check that a column can hold Logto's ids. Raises InvalidMapping."""
         own = find_python_type(column)
+        if isinstance(column.type, sa.CHAR):
+            raise self.problem(
+                f"{column.name} is of type {column.type!r}, which pads Logto's ID with spaces: use "
+                "a text column"
+            )
         if own is not None and is_unfit(str, own):
             raise self.problem(
                 f"{column.name} is of type {column.type!r}, which can't hold Logto's ID: use a "
@@ -419,6 +455,11 @@ def _check(mapping: EntityMapping, problem: Problem) -> None:
         raise problem(
             f"when_deleted can't set {key.column.name}, which holds Logto's ID: use \"unlink\", "
             "which empties it"
+        )
+    if mapping.link is not None and not key.path and not key.column.nullable:
+        raise problem(
+            f"link takes over rows in which {key.column.name} is null, but it is NOT NULL: let it "
+            "be null, or leave out link"
         )
     if mapping.when_deleted == "unlink" and not key.path and not key.column.nullable:
         raise problem(f'when_deleted="unlink" sets {key.column.name} to null, but it is NOT NULL')

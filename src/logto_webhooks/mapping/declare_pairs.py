@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, Literal
 
@@ -69,13 +69,17 @@ ROW_TYPES: Final[dict[PairKind, type[Struct]]] = {
 class End(Struct, frozen=True):
     """A column that says whose row it is: an organization's, a user's or a member's.
 
-    `refers_to` is the table of its foreign key, if that refers to a primary key; the column then
-    holds the primary key of your own row, and otherwise Logto's id.
+    `referred` are the columns to which it refers. If the table of one is mapped, the column holds
+    what that one has in your own row, and otherwise Logto's id.
     """
 
     kind: EndKind
     column: sa.Column[Any]
-    refers_to: sa.Table | None = None
+    referred: tuple[sa.Column[Any], ...] = ()
+
+    def find_referred(self, tables: Collection[sa.Table]) -> sa.Column[Any] | None:
+        """Return the column to which it refers in one of these tables."""
+        return next((own for own in self.referred if any(own.table is t for t in tables)), None)
 
     def id_in(self, row: Any) -> str:
         """Return the end's id in a row of the mirror."""
@@ -90,7 +94,6 @@ class RoleEnd(End, frozen=True):
 
     by: RoleBy = "id"
     match: sa.Column[Any] | None = None
-    referred: sa.Column[Any] | None = None
 
     def id_in(self, row: Any) -> str:
         """Return the role's id or name."""
@@ -206,7 +209,10 @@ def _declare(
             raise problem(f"{key} would be filled twice")
     defaults = read_defaults(create_defaults or {}, finder)
     check_required(table, {*keys, *reads, *defaults}, problem)
-    described = [[end.column, getattr(end, "by", ""), getattr(end, "match", "")] for end in ends]
+    described = [
+        [end.column, *end.referred, getattr(end, "by", ""), getattr(end, "match", "")]
+        for end in ends
+    ]
     return PairMapping(
         pair=pair,
         kind="user" if pair == "user_role" else "membership",
@@ -233,36 +239,40 @@ def _declare(
 
 def _find_end(kind: Literal["organization", "user"], name: ColumnName, finder: ColumnFinder) -> End:
     column = finder.find(name)
-    parent = _find_parent(column, finder)
-    if parent is None:
+    referred = tuple(dict.fromkeys(_list_referred(column, finder)))
+    if not referred:
         finder.check_id(column)
-    return End(kind, column, parent)
+    return End(kind, column, referred)
 
 
-def _find_parent(column: sa.Column[Any], finder: ColumnFinder) -> sa.Table | None:
-    """Return the table to whose primary key a column refers. Through a foreign key of several
-    columns, such as one to a table of members, a column refers to what the other column does."""
-    parent: sa.Table | None = None
-    for key in column.foreign_keys:
-        table = key.column.table
+def list_foreign_keys(column: sa.Column[Any]) -> list[sa.ForeignKey]:
+    """List the foreign keys of a column in an order that is the same in each process."""
+    return sorted(column.foreign_keys, key=lambda key: str(key.target_fullname))
+
+
+def _list_referred(column: sa.Column[Any], finder: ColumnFinder) -> Iterator[sa.Column[Any]]:
+    """Yield the columns to which a column refers. Through a foreign key of several columns, such as
+    one to a table of members, a column refers to what the other column does."""
+    for key in list_foreign_keys(column):
+        referred = key.column
         if key.constraint is not None and len(key.constraint.elements) > 1:
-            if key.column is not column:
-                parent = parent or _find_parent(key.column, finder)
-        elif key.column.primary_key:
-            if len(table.primary_key) > 1:
-                raise finder.problem(
-                    f"{column.name} refers to {table.name}, whose primary key has several columns: "
-                    "refer to a column that is unique by itself"
-                )
-            return table
-    return parent
+            if referred is not column:
+                yield from _list_referred(referred, finder)
+            continue
+        if referred.primary_key and len(referred.table.primary_key) > 1:
+            raise finder.problem(
+                f"{column.name} refers to {referred.table.name}, whose primary key has several "
+                "columns: refer to a column that is unique by itself"
+            )
+        yield referred
 
 
 def _find_member(name: ColumnName, finder: ColumnFinder) -> End:
     column = finder.find(name)
-    for key in column.foreign_keys:
-        if list(key.column.table.primary_key) == [key.column]:
-            return End("member", column, key.column.table)
+    keys = [key.column for key in list_foreign_keys(column)]
+    referred = tuple(own for own in keys if list(own.table.primary_key) == [own])
+    if referred:
+        return End("member", column, referred)
     raise finder.problem(
         f"{column.name} doesn't refer to the primary key of a table of members, which is one "
         "column: pass organization and user instead of member"
@@ -271,17 +281,17 @@ def _find_member(name: ColumnName, finder: ColumnFinder) -> End:
 
 def _find_role(name: ColumnName, by: Any, finder: ColumnFinder) -> RoleEnd:
     column = finder.find(name)
-    referred = next((key.column for key in column.foreign_keys), None)
+    referred = next((key.column for key in list_foreign_keys(column)), None)
     way = by if isinstance(by, str) else None
     if referred is None:
         if way not in ("id", "name", None) or by is not way:
             raise finder.problem(
                 f'{column.name} refers to no table, so role_by must be "id" or "name"'
             )
-        return RoleEnd("role", column, None, "name" if way == "name" else "id")
+        return RoleEnd("role", column, by="name" if way == "name" else "id")
     table = referred.table
     if way == "id":
-        return RoleEnd("role", column, table, "id", referred, referred)
+        return RoleEnd("role", column, (referred,), by="id", match=referred)
     match = table.c.get(_NAME) if by is None or way == "name" else _find_of_table(by, table)
     if match is None:
         raise finder.problem(
@@ -289,7 +299,7 @@ def _find_role(name: ColumnName, by: Any, finder: ColumnFinder) -> RoleEnd:
             "holds the role's name, or \"id\" if it is Logto's role id. If it isn't your table of "
             "roles, role must be another column"
         )
-    return RoleEnd("role", column, table, "name", match, referred)
+    return RoleEnd("role", column, (referred,), by="name", match=match)
 
 
 def _find_of_table(name: Any, table: sa.Table) -> sa.Column[Any] | None:

@@ -36,13 +36,13 @@ class EndValues(Protocol):
 
 
 class ParentRows(Protocol):
-    """Finds own rows of users, organizations or members, whose primary keys have one column."""
+    """Finds own rows of users, organizations or members, by a column to which others refer."""
 
-    def find_keys(self, ids: Sequence[str]) -> dict[str, Any]:
-        """Return the primary keys of records' rows."""
+    def find_keys(self, ids: Sequence[str], column: sa.Column[Any]) -> dict[str, Any]:
+        """Return what the column has in records' rows."""
 
-    def find_logto_ids(self, primary_keys: Sequence[Any]) -> dict[Any, str]:
-        """Return the ids of the records of rows."""
+    def find_logto_ids(self, keys: Sequence[Any], column: sa.Column[Any]) -> dict[Any, str]:
+        """Return the ids of the records of rows by what the column has in them."""
 
     def find_unlinked(self, ids: Collection[str]) -> set[str]:
         """Return those of the records whose rows may have lost their ids, because the records
@@ -53,15 +53,17 @@ class ParentRows(Protocol):
 
 
 class OwnParents:
-    """The column holds the primary keys of own rows, which another mapping writes."""
+    """The column holds what a column has in own rows, which another mapping writes: mostly their
+    primary keys."""
 
-    def __init__(self, end: End, parents: ParentRows) -> None:
+    def __init__(self, end: End, parents: ParentRows, referred: sa.Column[Any]) -> None:
         self._kind = end.kind
         self._parents = parents
+        self._referred = referred
 
     def find_values(self, ids: Collection[str]) -> dict[str, Any]:
-        """Return the primary keys. A record without a row waits, unless it gets none."""
-        values = self._parents.find_keys(sorted(ids))
+        """Return the values. A record without a row waits, unless it gets none."""
+        values = self._parents.find_keys(sorted(ids), self._referred)
         if missing := sorted(set(ids) - values.keys()):
             excluded = self._parents.find_excluded(missing)
             for id_ in missing:
@@ -73,7 +75,7 @@ class OwnParents:
 
     def find_ids(self, values: Collection[Any]) -> dict[Any, str]:
         """Return the ids of the records of rows."""
-        return self._parents.find_logto_ids(sorted(values, key=str))
+        return self._parents.find_logto_ids(sorted(values, key=str), self._referred)
 
     def find_unlinked(self, ids: Collection[str]) -> set[str]:
         """Return those of the records whose rows may have been unlinked."""
@@ -112,8 +114,7 @@ class OwnRoles:
 
     def __init__(self, end: RoleEnd, run: Callable[[Any], sa.CursorResult[Any]]) -> None:
         assert end.match is not None
-        assert end.referred is not None
-        self._match, self._referred = end.match, end.referred
+        self._match, [self._referred] = end.match, end.referred
         self._by = end.by
         self._run = run
         self._members = _list_members(end.match.type)

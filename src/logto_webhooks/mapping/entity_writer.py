@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -34,7 +35,7 @@ from logto_webhooks.mapping.functions import NotEvaluated
 from logto_webhooks.mapping.json_keys import change_document, find_key, make_change
 from logto_webhooks.mapping.links import COMPARING, LOCKED, UNCOMPARED, LinkFinder, Links, NoLink
 from logto_webhooks.mapping.mirror import find_present, has_unknown, read_rows
-from logto_webhooks.mapping.primary_keys import describe_null, make_conditions
+from logto_webhooks.mapping.primary_keys import describe_null, describe_several, make_conditions
 from logto_webhooks.mapping.row_limits import RowLimits
 from logto_webhooks.mapping.table_writer import (
     NOT_KEPT,
@@ -51,14 +52,12 @@ from logto_webhooks.mapping.table_writer import (
 from logto_webhooks.records.record import Key
 
 MOST_SWAPPED: Final = 50  # rows whose unique values go round, which are written together
-KEY: Final = "logto_webhooks_key"  # not a name that an application gives its column
+# Not names that an application gives its columns.
+KEY: Final = "logto_webhooks_key"
+_REFERRED: Final = "logto_webhooks_referred"
 # What the reasons begin with why records are owed of which it is known which rows they want.
 _COMPARED: Final = (WRITING_LONG, LOCKED)
 TAKEN: Final = "another row has the value of {}"
-SEVERAL: Final = (
-    "several rows have its ID in {}, so none is changed or deleted: keep the ID in one of them, "
-    "and add a unique index to the column"
-)
 
 
 class EntityWriter(TableWriter):
@@ -172,8 +171,7 @@ class EntityWriter(TableWriter):
         for logto_id, row in rows.items():
             state = states.get(logto_id) or RowState(logto_id=logto_id)
             if logto_id in self._repeated:
-                several = SEVERAL.format(self._mapping.key.column.name)
-                plans.append(refuse(state, "conflict", several))
+                plans.append(refuse(state, "conflict", self._describe_several()))
                 continue
             if logto_id in locked:
                 plans.append(refuse(state, "owed", SKIPPED))
@@ -436,7 +434,7 @@ class EntityWriter(TableWriter):
         ring = self._find_ring(plan) if holder is not None else []
         if len(ring) > 1:
             try:
-                self._write_ring(ring)
+                self._swap(ring)
             except (RowRejected, StoreUnavailable):
                 if not self._limits.can_go_on:
                     raise
@@ -545,12 +543,23 @@ class EntityWriter(TableWriter):
             ring += plans
         return [plan]
 
-    def _write_ring(self, ring: Sequence[PlannedRow]) -> None:
-        """Free the unique values first, by null or by a placeholder, then set them."""
+    def _swap(self, ring: Sequence[PlannedRow]) -> None:
+        """Write rows that swap unique values. Raises RowRejected, StoreUnavailable."""
+        try:
+            self._write_ring(ring, _make_placeholder)
+        except RowRejected:
+            if not self._limits.can_go_on:
+                raise
+            self._write_ring(ring, _make_null)
+
+    def _write_ring(
+        self, ring: Sequence[PlannedRow], make_free: Callable[[sa.Column[Any], str], Any]
+    ) -> None:
+        """Free the unique values first, then set them."""
         with self._savepoint(ring):
             for plan in ring:
                 freed = {
-                    column.key: None if column.nullable else _placeholder(column, plan.logto_id)
+                    column.key: make_free(column, plan.logto_id)
                     for column in (unique.column for unique in self._unique)
                     if column.key in plan.values and plan.action == "update"
                 }
@@ -563,7 +572,7 @@ class EntityWriter(TableWriter):
         if len(rows) < len(plans):
             raise RowRejected(problem=NOT_KEPT)
         if not self._repeated.isdisjoint(rows):
-            raise RowRejected(problem=SEVERAL.format(self._mapping.key.column.name))
+            raise RowRejected(problem=self._describe_several())
         self._note_keys({id_: self._key_of(row) for id_, row in rows.items()})
 
     def _name_row(self, plan: PlannedRow, state: RowState, stored: RowState | None) -> RowState:
@@ -584,6 +593,9 @@ class EntityWriter(TableWriter):
             names |= mapping.when_deleted.keys()
         names |= {column.key for column in self._primary_key}
         return [column for column in self.table.c if column.key in names]
+
+    def _describe_several(self) -> str:
+        return describe_several(f"ID in {self._mapping.key.column.name}")
 
     def _key_values(self, logto_id: str | None, own: sa.RowMapping | None) -> dict[str, Any]:
         """The value of the key's column; of a JSON document, only the key's path changes."""
@@ -614,19 +626,20 @@ class EntityWriter(TableWriter):
         extra = sorted(ids - find_present(self._connection, self.kind, ids))
         return extra, tuple(rows[-1][:-1]) if rows else None
 
-    def find_logto_ids(self, primary_keys: Sequence[Any]) -> dict[Any, str]:
-        """Return the ids of the records of rows whose primary key has one column."""
-        [column] = self._primary_key
-        query = sa.select(column, self._mapping.key.text.label(KEY))
-        rows = self._run(query.where(column.in_(primary_keys))).mappings()
-        return {row[column]: row[KEY] for row in rows if row[KEY] is not None}
+    def find_logto_ids(self, keys: Sequence[Any], column: sa.Column[Any]) -> dict[Any, str]:
+        """Return the ids of the records of rows by what a column has in them."""
+        query = sa.select(column.label(_REFERRED), self._mapping.key.text.label(KEY))
+        rows = self._run(query.where(column.in_(keys))).mappings()
+        return {row[_REFERRED]: row[KEY] for row in rows if row[KEY] is not None}
 
-    def find_keys(self, ids: Sequence[str]) -> dict[str, Any]:
-        """Return the primary keys of records' rows, which have one column. A record with several
-        rows has none."""
-        own_rows = self._find_own(ids)
+    def find_keys(self, ids: Sequence[str], column: sa.Column[Any]) -> dict[str, Any]:
+        """Return what a column has in records' rows. A record with several rows has nothing."""
+        query = self._own.add_columns(column.label(_REFERRED))
+        own_rows = self._by_key(self._run(query, {"ids": list(ids)}).mappings())
         return {
-            id_: self._key_of(row)[0] for id_, row in own_rows.items() if id_ not in self._repeated
+            id_: row[_REFERRED]
+            for id_, row in own_rows.items()
+            if id_ not in self._repeated and row[_REFERRED] is not None
         }
 
     def find_unlinked(self, ids: Collection[str]) -> set[str]:
@@ -654,7 +667,12 @@ def is_compared(state: RowState) -> bool:
     return state.row_id is not None or (state.reason or "").startswith(_COMPARED)
 
 
-def _placeholder(column: sa.Column[Any], logto_id: str) -> Any:
+def _make_placeholder(column: sa.Column[Any], logto_id: str) -> Any:
+    """Return a value that nobody else has. With ON UPDATE CASCADE, other rows get it, too."""
     if isinstance(column.type, sa.Integer):
-        return -abs(hash(logto_id)) % 2**31
-    return f"~{logto_id}"
+        return -1 - zlib.crc32(logto_id.encode()) % 2**31
+    return f"~{logto_id}" if isinstance(column.type, sa.String) else None
+
+
+def _make_null(column: sa.Column[Any], logto_id: str) -> None:
+    """Return null, which a constraint may take that refuses a placeholder."""

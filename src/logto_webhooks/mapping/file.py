@@ -30,6 +30,7 @@ from logto_webhooks.mapping.declare_pairs import (
     declare_member_roles,
     declare_members,
     declare_user_roles,
+    list_foreign_keys,
 )
 from logto_webhooks.mapping.file_values import read_condition, read_constant, read_source
 from logto_webhooks.mapping.own_tables import OwnTables, TableNotFound, name_table
@@ -161,11 +162,19 @@ def _connect_ends(mapping: OneMapping, mappings: Mappings) -> OneMapping:
     tables = {other.name: other.table for other in mappings.all}
     ends = [
         end
-        if isinstance(end, RoleEnd) or end.refers_to is None
-        else structs.replace(end, refers_to=tables.get(name_table(end.refers_to), end.refers_to))
+        if isinstance(end, RoleEnd)
+        else structs.replace(
+            end, referred=tuple(_find_in_code(own, tables) for own in end.referred)
+        )
         for end in mapping.ends
     ]
     return structs.replace(mapping, ends=tuple(ends))
+
+
+def _find_in_code(column: sa.Column[Any], tables: Mapping[str, sa.Table]) -> sa.Column[Any]:
+    """Return a column as the application's code has it, if its table is mapped there."""
+    table = tables.get(name_table(column.table), column.table)
+    return next((own for own in table.c if own.name == column.name), column)
 
 
 class Failure:
@@ -361,7 +370,7 @@ class _Declaration:
         section = self._section
         by: Any = section.role_by
         column = self._find_column(section.role, "role")
-        referred = next((key.column for key in column.foreign_keys), None)
+        referred = next((key.column for key in list_foreign_keys(column)), None)
         if referred is not None and by not in (None, "id", "name"):
             by = self._find_in(referred.table, by, "role_by")
         where = section.where
@@ -381,10 +390,11 @@ class _Declaration:
 
     def _check_end(self, end: End) -> None:
         """Check that what a column refers to is mapped, to records of its own kind."""
-        if isinstance(end, RoleEnd) or end.refers_to is None:
+        if isinstance(end, RoleEnd) or not end.referred:
             return
-        referred = name_table(end.refers_to)
-        mapped = next((other for other in self._others.all if other.name == referred), None)
+        tables = [name_table(own.table) for own in end.referred]
+        mapped = next((other for other in self._others.all if other.name in tables), None)
+        referred = tables[0] if mapped is None else mapped.name
         if mapped is None:
             section = {"user": "users", "organization": "organizations"}.get(end.kind, "members")
             raise self._fail(

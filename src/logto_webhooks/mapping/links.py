@@ -83,7 +83,7 @@ class LinkFinder:
         self._seen = seen
         self._find_obstacle = find_obstacle
         self._states = StateStore(connection, mapping.name, mapping.kind)
-        self._is_free = mapping.key.text.is_(None)
+        self._is_free = mapping.is_free
         # What the row of each record must still fulfil when it is locked, by id.
         self._values: dict[str, Any] = {}
         self._conditions: dict[str, sa.ColumnElement[bool]] = {}

@@ -11,6 +11,7 @@ from logto_webhooks.database.mapped_rows import RowState, StateStore, decode_ids
 from logto_webhooks.mapping.declare import EntityMapping
 from logto_webhooks.mapping.functions import SHARED_S, FunctionCaller
 from logto_webhooks.mapping.mirror import read_rows
+from logto_webhooks.mapping.primary_keys import describe_several
 from logto_webhooks.mapping.sources import describe_raised
 
 _DELETED_HERE: Final = "it was deleted here; `logto-webhooks mapping apply` writes it again"
@@ -79,6 +80,11 @@ def _explain_absence(
     if stored is not None and not mapping.create:
         return OwnRow(state="absent", reason="no existing row is linked, and create=False")
     return OwnRow(state="waits", reason="it hasn't been written yet")
+
+
+def describe_several_rows(mapping: EntityMapping) -> str:
+    """Say why a record has no row: several have its id."""
+    return describe_several(f"ID in {mapping.key.column.name}")
 
 
 def select_own(mapping: EntityMapping, target: Any, logto_id: str, row: OwnRow) -> sa.Select[Any]:

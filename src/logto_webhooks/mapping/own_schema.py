@@ -96,8 +96,8 @@ def _list_columns(mapping: EntityMapping | PairMapping) -> Iterator[sa.Column[An
     else:
         for end in mapping.ends:
             yield end.column
-            if isinstance(end, RoleEnd) and end.match is not None and end.referred is not None:
-                yield from (end.match, end.referred)
+            if isinstance(end, RoleEnd) and end.match is not None:
+                yield from (end.match, *end.referred)
     yield from (mapping.table.c[name] for name in sorted(names))
 
 

@@ -3,6 +3,7 @@ the mirror."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
@@ -27,7 +28,7 @@ from logto_webhooks.mapping.deletions import (
 from logto_webhooks.mapping.ends import EndValues, LogtoIds, NoValue, OwnParents, OwnRoles
 from logto_webhooks.mapping.entity_writer import EntityWriter
 from logto_webhooks.mapping.mirror import Pair, read_pairs
-from logto_webhooks.mapping.primary_keys import describe_null
+from logto_webhooks.mapping.primary_keys import describe_null, describe_several, make_conditions
 from logto_webhooks.mapping.row_limits import RowLimits
 from logto_webhooks.mapping.table_writer import (
     NOT_KEPT,
@@ -41,10 +42,6 @@ from logto_webhooks.records.record import Key
 # Records that are written with the one that they waited for. Others are tried again, as all that
 # waits: a transaction must end in time.
 MOST_WAITING: Final = 10_000
-SEVERAL: Final = (
-    "several rows have its {}, so none is changed or deleted: keep one, and add a unique index to "
-    "these columns"
-)
 Values = tuple[Any, ...]  # of the columns of a row's ends
 
 
@@ -82,18 +79,19 @@ class PairWriter(TableWriter):
     def _make_values(self, end: End, parents: Collection[EntityMapping | PairMapping]) -> EndValues:
         if isinstance(end, RoleEnd):
             return LogtoIds(end.column) if end.match is None else OwnRoles(end, self._run)
-        mapping = next((parent for parent in parents if parent.table is end.refers_to), None)
-        if mapping is None:
+        referred = end.find_referred([parent.table for parent in parents])
+        if referred is None:
             return LogtoIds(end.column)
+        mapping = next(parent for parent in parents if parent.table is referred.table)
         if isinstance(mapping, EntityMapping):
             writer = EntityWriter(self._connection, mapping, self._schemas, limits=self._limits)
-            return OwnParents(end, writer)
+            return OwnParents(end, writer, referred)
         members = PairWriter(self._connection, mapping, parents, self._schemas, limits=self._limits)
-        return OwnParents(end, members)
+        return OwnParents(end, members, referred)
 
     def refers_to(self, parent: TableWriter) -> bool:
-        """Whether rows hold primary keys of another mapping's rows."""
-        return any(end.refers_to is parent.table for end in self._mapping.ends)
+        """Whether rows refer to another mapping's rows."""
+        return any(end.find_referred([parent.table]) is not None for end in self._mapping.ends)
 
     def find_waiting(self, blockers: Collection[str]) -> set[str]:
         """Return the records whose rows wait for these users, organizations and members."""
@@ -373,7 +371,7 @@ class PairWriter(TableWriter):
             for id_, ends in values.items()
             if (state := stored.get(id_)) is not None
             and state.row_id is not None
-            and state.ends != encode_id(ends)
+            and (ends not in own_rows or state.ends != encode_id(ends))
         ]
         kept = {encode_id(ends) for ends in own_rows}
         former = {}
@@ -396,7 +394,26 @@ class PairWriter(TableWriter):
         there = {id_: by_ends[text] for id_, text in ends_of.items() if text in by_ends}
         ends_before = {id_: ends for id_, (ends, _) in there.items()}
         of_others = self._find_given_away(ends_before, states) if there else ()
-        return {id_: row for id_, (_, row) in there.items() if id_ not in of_others}
+        written = {id_: row for id_, (_, row) in there.items() if id_ not in of_others}
+        return written | self._find_emptied([s for s in states if s.logto_id not in there])
+
+    def _find_emptied(self, states: Collection[RowState]) -> dict[str, sa.RowMapping]:
+        """Find the rows of pairs by their primary keys, in which an end is NULL now, as ON DELETE
+        SET NULL makes it, and the others are as they were."""
+        known = {s.row_id: s for s in states if s.row_id is not None and s.ends is not None}
+        keys = decode_ids(known, self._primary_key, self._connection.dialect).values()
+        emptied = {}
+        for are_some in make_conditions(self._primary_key, keys):
+            for row in self._read_own(are_some):
+                state = known.get(encode_id(self._key_of(row)))
+                ends = self._ends_in(row)
+                if state is None or state.ends is None or None not in ends:
+                    continue
+                before = json.loads(state.ends)
+                now = json.loads(encode_id(ends))
+                if all(own in (None, was) for own, was in zip(now, before, strict=True)):
+                    emptied[state.logto_id] = row
+        return emptied
 
     def _find_given_away(
         self, ends_before: Mapping[str, Values], states: Collection[RowState]
@@ -491,24 +508,28 @@ class PairWriter(TableWriter):
         """Find the own rows that have these values in the columns of their ends."""
         if not ends:
             return {}
-        columns = self._columns
-        names = {column.key for column in (*columns, *self._primary_key)}
-        read = [c for c in self.table.c if c.key in names | self._mapping.columns.keys()]
-        query = sa.select(*read).where(
-            *(column.in_({values[i] for values in ends}) for i, column in enumerate(columns))
-        )
-        found: dict[Values, sa.RowMapping] = {}
-        for row in self._run(query).mappings():
+        own_rows: dict[Values, sa.RowMapping] = {}
+        have_some = [
+            column.in_({values[i] for values in ends}) for i, column in enumerate(self._columns)
+        ]
+        for row in self._read_own(*have_some):
             values = self._ends_in(row)
-            if values in found:
+            if values in own_rows:
                 self._repeated.add(values)
-            found[values] = row
-            self._ends_of[self._key_of(row)] = values
-        return found
+            own_rows[values] = row
+        return own_rows
+
+    def _read_own(self, *where: sa.ColumnElement[bool]) -> Sequence[sa.RowMapping]:
+        """Read own rows, and remember their ends."""
+        names = {column.key for column in (*self._columns, *self._primary_key)}
+        read = [c for c in self.table.c if c.key in names | self._mapping.columns.keys()]
+        rows = self._run(sa.select(*read).where(*where)).mappings().all()
+        self._ends_of |= {self._key_of(row): self._ends_in(row) for row in rows}
+        return rows
 
     def _tell_several(self) -> str:
         names = " and ".join(column.name for column in self._columns)
-        return SEVERAL.format(names)
+        return describe_several(names)
 
     def _match_keys(
         self, keys: Sequence[tuple[Any, ...]]
@@ -526,21 +547,20 @@ class PairWriter(TableWriter):
         ]
         return sa.and_(where, *are_same), [a | b for a, b in zip(rows, ends, strict=True)]
 
-    def find_keys(self, ids: Sequence[str]) -> dict[str, Any]:
-        """Return the primary keys of memberships' rows, which have one column."""
+    def find_keys(self, ids: Sequence[str], column: sa.Column[Any]) -> dict[str, Any]:
+        """Return the primary keys of memberships' rows, which have one `column`."""
         values = self._find_values(self._read(ids))
         filled = {id_: ends for id_, ends in values.items() if not isinstance(ends, NoValue)}
         own_rows = self._find_own(list(filled.values()))
         return {
-            id_: self._key_of(own_rows[ends])[0]
+            id_: own_rows[ends][column]
             for id_, ends in filled.items()
             if ends in own_rows and ends not in self._repeated
         }
 
-    def find_logto_ids(self, primary_keys: Sequence[Any]) -> dict[Any, str]:
-        """Return the ids of the memberships of rows whose primary key has one column."""
-        [key] = self._primary_key
-        query = sa.select(key, *self._columns).where(key.in_(primary_keys))
+    def find_logto_ids(self, keys: Sequence[Any], column: sa.Column[Any]) -> dict[Any, str]:
+        """Return the ids of the memberships of rows whose primary key has one `column`."""
+        query = sa.select(column, *self._columns).where(column.in_(keys))
         ends: dict[Any, Values] = {row[0]: tuple(row[1:]) for row in self._run(query)}
         named = self._name(set(ends.values()))
         records = {own: self._record_of(named[values]) for own, values in ends.items()}

@@ -13,7 +13,7 @@ AT_ONCE: Final = (
 
 
 def make_conditions(
-    columns: Sequence[sa.Column[Any]], keys: Iterable[Sequence[Any]]
+    columns: Sequence[sa.ColumnElement[Any]], keys: Iterable[Sequence[Any]]
 ) -> Iterator[sa.ColumnElement[bool]]:
     """Make conditions for the rows with these primary keys, each for some of them."""
     wanted = [tuple(key) for key in keys]
@@ -31,4 +31,12 @@ def describe_null(columns: Iterable[sa.Column[Any]]) -> str:
     return (
         f"the primary key of its row is NULL, so the row can't be found again: fill {names}, or "
         "let the database generate it, which SQLite only does for INTEGER PRIMARY KEY"
+    )
+
+
+def describe_several(what: str) -> str:
+    """Say what is wrong if several rows have what tells whose row it is."""
+    return (
+        f"several rows have its {what}, so none is changed or deleted: keep one of them, and add a "
+        "unique index"
     )

@@ -39,6 +39,7 @@ from logto_webhooks.mapping.declare_pairs import PairMapping
 from logto_webhooks.mapping.deletions import DeletionGuard
 from logto_webhooks.mapping.functions import NOT_CALLED, NotCalled, NotEvaluated, TooSlow
 from logto_webhooks.mapping.primary_keys import describe_null, make_conditions
+from logto_webhooks.mapping.references import find_referring
 from logto_webhooks.mapping.row_limits import RowLimits, find_refusal
 from logto_webhooks.mapping.sources import describe_raised, find_misfit
 
@@ -288,22 +289,15 @@ class TableWriter(ABC):
         return states | self._write_or_divide(plans)
 
     def _refuse_referred(self, plans: Sequence[PlannedRow]) -> dict[str, RowState]:
-        """Refuse to delete rows that others refer to. Unless the application says otherwise, SQLite
-        doesn't enforce foreign keys."""
+        """Refuse to delete rows that others refer to, where SQLite doesn't."""
         deletions = [plan for plan in plans if plan.deleted_key]
-        if not deletions or self._connection.dialect.name != "sqlite":
-            return {}
-        states: dict[str, RowState] = {}
-        for table, column, place in _list_references(self._connection, self.table):
-            by_value: dict[Any, list[PlannedRow]] = {}
-            for plan in deletions:
-                by_value.setdefault(plan.deleted_key[place], []).append(plan)
-            query = sa.select(column).where(column.in_(list(by_value))).distinct()
-            for value in self._connection.scalars(query):
-                for plan in by_value.get(value, ()):
-                    problem = f"rows of {table} refer to it"
-                    states[plan.logto_id] = block(plan.state, "conflict", problem)
-        return states
+        keys = [plan.deleted_key for plan in deletions]
+        problems = find_referring(self._connection, self.table, keys)
+        return {
+            plan.logto_id: block(plan.state, "conflict", problems[plan.deleted_key])
+            for plan in deletions
+            if plan.deleted_key in problems
+        }
 
     def _write_or_divide(self, plans: Sequence[PlannedRow]) -> dict[str, RowState]:
         if not plans:
@@ -393,7 +387,7 @@ class TableWriter(ABC):
             if plan.action == "insert":
                 inserts.setdefault(tuple(sorted(plan.values)), []).append(plan.values)
         for rows in inserts.values():
-            self._run_rows(sa.insert(self.table), rows)
+            self._run_rows(_on_conflict_abort(sa.insert(self.table)), rows)
         if inserts:
             self._note_inserted([plan for plan in plans if plan.action == "insert"])
 
@@ -446,7 +440,8 @@ class TableWriter(ABC):
                 }
                 for row, plan in zip(values, group, strict=True)
             ]
-            count = self._run_rows(sa.update(self.table).where(where).values(sets), rows)
+            update = sa.update(self.table).where(where).values(sets)
+            count = self._run_rows(_on_conflict_abort(update), rows)
             # If some weren't changed, they are written one by one.
             is_kept = self._differ(group) if count is None else count < len(group)
             if is_kept:
@@ -558,23 +553,10 @@ def check_constraints(connection: sa.Connection) -> None:
         connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
 
 
-def _list_references(
-    connection: sa.Connection, parent: sa.Table
-) -> Iterator[tuple[str, sa.ColumnClause[Any], int]]:
-    """Yield the columns of SQLite's tables that refer to a column of the primary key, with the
-    type and the place of that."""
-    places = {column.name: place for place, column in enumerate(parent.primary_key)}
-    types = [column.type for column in parent.primary_key]
-    names = connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'table'")
-    for table in names.scalars().all():
-        keys = sa.text("SELECT * FROM pragma_foreign_key_list(:name)")
-        for key in connection.execute(keys, {"name": table}).mappings():
-            referred = key["to"] or next(iter(places))
-            if key["table"].lower() == parent.name.lower() and referred in places:
-                place = places[referred]
-                own: sa.ColumnClause[Any] = sa.column(key["from"], types[place])
-                sa.table(table, own)
-                yield table, own, place
+def _on_conflict_abort(statement: Any) -> Any:
+    """On SQLite, let a unique constraint refuse a row that says ON CONFLICT REPLACE or IGNORE:
+    others' rows would be deleted, or this one not written, and nobody told."""
+    return statement.prefix_with("OR ABORT", dialect="sqlite")
 
 
 def block(state: RowState, new: Any, reason: str, blocked_by: str | None = None) -> RowState:

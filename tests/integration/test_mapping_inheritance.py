@@ -1,0 +1,68 @@
+"""Several classes of an application can share one table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from logto_webhooks.mapping.declare import declare_entities
+from logto_webhooks.testing import make
+from tests.integration.test_mapping_references import map_tables
+from tests.support.mapped_application import KINDS, Application
+from tests.support.stores import Copy, StoreKind
+
+
+def make_classes(metadata: sa.MetaData) -> tuple[Any, Any]:
+    """Return a class, and one whose rows are in the same table, as are those of a third one."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    Base.metadata = metadata
+
+    class Contact(Base):
+        __tablename__ = "contacts"
+        __mapper_args__: Any = {"polymorphic_on": "kind", "polymorphic_identity": "contact"}
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        kind: Mapped[str | None]
+        logto_id: Mapped[str | None] = mapped_column(unique=True)
+        email: Mapped[str | None]
+
+    class Account(Contact):
+        __mapper_args__: Any = {"polymorphic_identity": "account"}
+
+    class Admin(Account):
+        __mapper_args__: Any = {"polymorphic_identity": "admin"}
+
+    assert issubclass(Admin, Account)
+    return Contact, Account
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_belongs_to_the_class_that_is_mapped(kind: StoreKind, tmp_path: Path) -> None:
+    """New ones, and existing ones that are linked: those of other classes aren't."""
+
+    async def live(application: Application) -> None:
+        contact, account = make_classes(application.metadata)
+        contact.__table__.create(application.engine)
+        with application.engine.begin() as connection:
+            rows = [{"kind": own, "email": f"{own}@x"} for own in ("contact", "account", "admin")]
+            connection.execute(sa.insert(contact.__table__), rows)
+        options: dict[str, Any] = {"columns": {"email": "email"}, "when_deleted": "keep"}
+        await map_tables(
+            application,
+            declare_entities("user", account, key="logto_id", link="email", **options),
+        )
+        names = ("contact", "account", "admin", "new")
+        bodies = [make.user_created(id=n, email=f"{n}@x", at=1_000).body for n in names]
+        await Copy(application.host).take(bodies)
+        by_class = application.rows(contact.__table__, "kind", "logto_id")
+        linked = [("account", own) for own in ("account", "contact", "new")]
+        assert by_class == [*linked, ("admin", "admin"), ("contact", None)]
+
+    Application.run(kind, tmp_path, live)
