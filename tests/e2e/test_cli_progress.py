@@ -71,8 +71,8 @@ class Running:
 
 
 @asynccontextmanager
-async def slow_logto(folder: Path) -> AsyncIterator[dict[str, str]]:
-    """One with many users, that takes its time; and the settings to ask it."""
+async def slow_logto(folder: Path) -> AsyncIterator[FakeLogto]:
+    """One with many users, that takes its time."""
     await asyncio.to_thread(command, "migrate", folder=folder)
     async with FakeLogto() as logto:
         logto.populate(MANY)
@@ -80,7 +80,7 @@ async def slow_logto(folder: Path) -> AsyncIterator[dict[str, str]]:
         logto.create_user()
         await logto.settle()
         logto.faults = Faults(slow_ms=300)
-        yield credentials(logto)
+        yield logto
 
 
 @pytest.mark.parametrize(
@@ -102,8 +102,8 @@ def test_what_asks_logto_can_be_stopped(
     """A bar has a rate; Ctrl-C is exit code 130 and a line about how to go on."""
 
     async def live() -> None:
-        async with slow_logto(tmp_path) as settings:
-            running = Running(tmp_path, *arguments, **settings)
+        async with slow_logto(tmp_path) as logto:
+            running = Running(tmp_path, *arguments, **credentials(logto))
             assert await asyncio.to_thread(running.interrupt, once) == 130
             assert f"Stopped. {says}" in running.errors
             assert "Traceback" not in running.errors
@@ -115,10 +115,11 @@ def test_a_backfill_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     """With --json there is no bar, and nothing on standard error."""
 
     async def live() -> None:
-        async with slow_logto(tmp_path) as settings:
-            running = Running(tmp_path, "backfill", **settings)
+        async with slow_logto(tmp_path) as logto:
+            running = Running(tmp_path, "backfill", **credentials(logto))
             assert await asyncio.to_thread(running.interrupt, "/s") == 130
-            again = Running(tmp_path, "backfill", "--json", **settings)
+            logto.faults = Faults()
+            again = Running(tmp_path, "backfill", "--json", **credentials(logto))
             assert await asyncio.to_thread(again.end) == 0
             assert '"resumed":true' in again.printed
             assert again.errors == ""
