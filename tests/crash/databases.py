@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
 import tempfile
+import time
 import warnings
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import sqlalchemy as sa
 
 from tests.support.postgres import start_server
+
+_RECOVERY_S: Final = 60.0
 
 
 class Victim(Protocol):
@@ -81,8 +85,16 @@ class PostgresVictim:
         self._pg_ctl("-m", "fast", "stop")
 
     def start(self) -> None:
-        """Start, and wait until it has recovered."""
-        self._server.ensure_postgres_running()
+        """Start, and wait until it has recovered: for longer than the wheel does."""
+        deadline = time.monotonic() + _RECOVERY_S
+        while True:
+            try:
+                self._server.ensure_postgres_running()
+                return
+            except (subprocess.TimeoutExpired, AssertionError):  # it goes on starting
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
 
     def deadlocks(self) -> int:
         """As the server counts them; an answer of its statistics, which lag by a second."""

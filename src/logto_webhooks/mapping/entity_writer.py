@@ -317,6 +317,8 @@ class EntityWriter(TableWriter):
     def _lock_own(self, ids: Sequence[str]) -> tuple[dict[str, sa.RowMapping], set[str]]:
         """Lock the rows that have the keys of records. Return them by key, and the keys of those
         that somebody else has locked."""
+        if self._connection.dialect.name == "sqlite":  # has one writer
+            return self._find_own(ids), set()
         if not self._mapping.has_unique_key:  # of several rows with a key, some may be locked
             self._find_own(ids)
         query = self._own.with_for_update(skip_locked=True, key_share=True)
@@ -612,7 +614,7 @@ class EntityWriter(TableWriter):
             return super()._make_assignment(name, parameter)
         return make_change(key.column, key.path, parameter, self._connection.dialect)
 
-    def _find_assigned(self, name: str, value: Any) -> Any:
+    def _get_parameter(self, name: str, value: Any) -> Any:
         key = self._mapping.key
         return find_key(value, key.path) if name == key.column.key else value
 

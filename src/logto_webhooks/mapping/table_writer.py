@@ -435,7 +435,7 @@ class TableWriter(ABC):
             rows = [
                 row
                 | {
-                    f"logto_webhooks_new_{i}": self._find_assigned(name, plan.values[name])
+                    f"logto_webhooks_new_{i}": self._get_parameter(name, plan.values[name])
                     for i, name in enumerate(names)
                 }
                 for row, plan in zip(values, group, strict=True)
@@ -452,7 +452,7 @@ class TableWriter(ABC):
         """Make what a column is set to, from a parameter."""
         return sa.bindparam(parameter, type_=self.table.c[name].type)
 
-    def _find_assigned(self, name: str, value: Any) -> Any:
+    def _get_parameter(self, name: str, value: Any) -> Any:
         """Return that parameter of a column's new value."""
         return value
 
