@@ -11,7 +11,6 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from logto_webhooks.mapping.declare import declare_entities
 from logto_webhooks.testing import make
-from tests.integration.test_mapping_references import map_tables
 from tests.support.mapped_application import KINDS, Application
 from tests.support.stores import Copy, StoreKind
 
@@ -54,10 +53,10 @@ def test_a_row_belongs_to_the_class_that_is_mapped(kind: StoreKind, tmp_path: Pa
             rows = [{"kind": own, "email": f"{own}@x"} for own in ("contact", "account", "admin")]
             connection.execute(sa.insert(contact.__table__), rows)
         options: dict[str, Any] = {"columns": {"email": "email"}, "when_deleted": "keep"}
-        await map_tables(
-            application,
-            declare_entities("user", account, key="logto_id", link="email", **options),
+        await application.map_tables(
+            declare_entities("user", account, key="logto_id", link="email", **options)
         )
+        await application.apply_all()
         names = ("contact", "account", "admin", "new")
         bodies = [make.user_created(id=n, email=f"{n}@x", at=1_000).body for n in names]
         await Copy(application.host).take(bodies)

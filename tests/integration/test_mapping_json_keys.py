@@ -11,7 +11,6 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
-from logto_webhooks.mapping import Mappings
 from logto_webhooks.mapping.declare import declare_entities
 from logto_webhooks.testing import make
 from tests.support.mapped_application import KINDS, Application
@@ -45,14 +44,9 @@ async def map_people(application: Application, people: sa.Table, *path: str, **h
     key: Any = people.c.settings
     for name in path:
         key = key[name]
-    application.mappings = Mappings()
-    application.mappings.add(
-        declare_entities("user", people, key=key, link="email", columns={"email": "email"}, **how)
-    )
-    application.host.project = application.mappings.write
-    registered = application.mappings.registered
-    await application.host.run(lambda store: store.mappings.register(registered))
-    return Copy(application.host)
+    columns = {"email": "email"}
+    users = declare_entities("user", people, key=key, link="email", columns=columns, **how)
+    return Copy(await application.map_tables(users))
 
 
 @pytest.mark.parametrize("path", [("logtoUserId",), ("logto", "id"), ("new", "it's", "a 50%")])

@@ -15,7 +15,6 @@ from sqlalchemy.dialects import sqlite
 
 from logto_webhooks.database.mapped_rows import decode_id, encode_id
 from logto_webhooks.database.schema import mapped_rows
-from logto_webhooks.mapping import Mappings
 from logto_webhooks.mapping.declare import declare_entities
 from logto_webhooks.mapping.declare_pairs import declare_members
 from logto_webhooks.testing import make
@@ -103,28 +102,13 @@ def test_rows_are_found_by_it(
         )
         metadata.drop_all(application.engine)
         metadata.create_all(application.engine)
-        mappings = application.mappings = Mappings()
-        mappings.add(
-            declare_entities(
-                "user",
-                people,
-                key="logto_id",
-                columns={"email": "email"},
-                when_deleted="delete",
-            )
+        users: dict[str, Any] = {"columns": {"email": "email"}, "when_deleted": "delete"}
+        teams: dict[str, Any] = {"columns": {"name": "name"}, "when_deleted": "unlink"}
+        await application.map_tables(
+            declare_entities("user", people, key="logto_id", **users),
+            declare_entities("organization", groups, key="logto_id", **teams),
+            declare_members(in_groups, organization="group_id", user="person_id"),
         )
-        mappings.add(
-            declare_entities(
-                "organization",
-                groups,
-                key="logto_id",
-                columns={"name": "name"},
-                when_deleted="unlink",
-            )
-        )
-        mappings.add(declare_members(in_groups, organization="group_id", user="person_id"))
-        host.project = mappings.write
-        await host.run(lambda store: store.mappings.register(mappings.registered))
         await application.apply_all()
         copy = Copy(host)
         await copy.take([created("ana"), created("bo"), founded("acme"), joined("acme", ["ana"])])

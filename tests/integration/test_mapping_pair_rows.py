@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from logto_webhooks.mapping import Mappings
 from logto_webhooks.mapping.declare_pairs import declare_members
 from logto_webhooks.testing import make
 from tests.integration.test_mapping_deletions import created, founded, joined, states_of
@@ -200,12 +199,10 @@ def test_a_table_that_gets_another_primary_key(kind: StoreKind, tmp_path: Path) 
             seats.create(application.engine)
             if has_rows:
                 write(application, sa.insert(seats).values(org="acme", who="u1", id=1))
-            mappings = application.mappings = Mappings()
             defaults = {} if "id" in primary_key else {"id": 1}
             options: dict[str, Any] = {"organization": "org", "user": "who"}
-            mappings.add(declare_members(seats, **options, create_defaults=defaults))
-            application.host.project = mappings.write
-            await application.host.run(lambda store: store.mappings.register(mappings.registered))
+            members = declare_members(seats, **options, create_defaults=defaults)
+            await application.map_tables(members)
             return seats
 
         await map_table("org", "who")

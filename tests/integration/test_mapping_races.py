@@ -13,7 +13,6 @@ import pytest
 import sqlalchemy as sa
 
 from logto_webhooks.events.local import UserRow
-from logto_webhooks.mapping import Mappings
 from logto_webhooks.mapping.apply import retry_unsettled
 from logto_webhooks.mapping.declare import declare_entities
 from tests.integration.test_mapping_restored import ANA, DELETED, RESTORED
@@ -147,11 +146,7 @@ def test_a_document_that_gets_the_key_keeps_what_was_set_meanwhile(
             link=own.email,
             when_deleted="keep",
         )
-        mappings = Mappings()
-        mappings.add(mapping)
-        host.project = mappings.write
-        await host.run(lambda store: store.mappings.register(mappings.registered))
-        application.mappings = mappings
+        await application.map_tables(mapping)
         await application.apply_all()
         with application.engine.begin() as connection:
             connection.execute(sa.insert(accounts).values(email=EMAIL, data={"theme": "light"}))

@@ -9,9 +9,8 @@ import pytest
 import sqlalchemy as sa
 
 from logto_webhooks.database.runner import HandlerRunner
-from logto_webhooks.mapping import Mappings
-from logto_webhooks.mapping.declare import EntityMapping, declare_entities
-from logto_webhooks.mapping.declare_pairs import PairMapping, declare_members
+from logto_webhooks.mapping.declare import declare_entities
+from logto_webhooks.mapping.declare_pairs import declare_members
 from logto_webhooks.testing import make
 from tests.integration.test_mapping_deletions import created, deleted, founded, joined, states_of
 from tests.integration.test_mapping_skipped import enforce_keys
@@ -27,17 +26,6 @@ async def read_reason(host: HandlerRunner) -> str | None:
     """Why a row conflicts."""
     conflict = await host.read(lambda store: store.mappings.find_oldest("conflict"))
     return None if conflict is None else conflict.reason
-
-
-async def map_tables(application: Application, *mappings: EntityMapping | PairMapping) -> None:
-    """Map other tables than the application's usual ones."""
-    application.mappings = Mappings()
-    for mapping in mappings:
-        application.mappings.add(mapping)
-    application.host.project = application.mappings.write
-    registered = application.mappings.registered
-    await application.host.run(lambda store: store.mappings.register(registered))
-    await application.apply_all()
 
 
 def enforce_foreign_keys(application: Application) -> None:
@@ -66,11 +54,11 @@ async def map_people(application: Application, referred: str) -> tuple[sa.Table,
     )
     metadata.create_all(application.engine, [people, seats])
     options: dict[str, Any] = {"columns": {"email": "email"}, "when_deleted": "delete"}
-    await map_tables(
-        application,
+    await application.map_tables(
         declare_entities("user", people, key="logto_id", **options),
         declare_members(seats, organization="team", user="person"),
     )
+    await application.apply_all()
     return people, seats
 
 
@@ -195,7 +183,9 @@ def test_a_row_that_refers_to_itself_can_be_deleted(
         )
         people.create(application.engine)
         options: dict[str, Any] = {"columns": {}, "when_deleted": "delete"}
-        await map_tables(application, declare_entities("user", people, key="logto_id", **options))
+        users = declare_entities("user", people, key="logto_id", **options)
+        await application.map_tables(users)
+        await application.apply_all()
         copy = Copy(application.host)
         await copy.take([created("u1")])
         [(row_id,)] = application.rows(people, "id")
@@ -288,7 +278,9 @@ def test_a_conflict_on_sqlite_deletes_no_row(action: str, tmp_path: Path) -> Non
             own = [{"id": 1, "email": "u1@x"}, {"id": 2, "email": "u2@x"}]
             connection.execute(sa.insert(people), own)
         options: dict[str, Any] = {"columns": {"email": "email"}, "when_deleted": "delete"}
-        await map_tables(application, declare_entities("user", people, key="logto_id", **options))
+        users = declare_entities("user", people, key="logto_id", **options)
+        await application.map_tables(users)
+        await application.apply_all()
         copy = Copy(application.host)
         await copy.take([created("u1"), make.user_created(id="u3", email="u3@x", at=1_000).body])
         await copy.take([make.user_data_updated(id="u3", email="u2@x", at=2_000).body])

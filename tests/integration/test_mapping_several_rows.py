@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from logto_webhooks.mapping import Mappings
 from logto_webhooks.mapping.apply import retry_unsettled
 from logto_webhooks.mapping.declare import declare_entities
 from logto_webhooks.mapping.declare_pairs import declare_members
@@ -45,17 +44,16 @@ async def map_tables(application: Application) -> tuple[sa.Table, sa.Table]:
         sa.Column("task", sa.Text, primary_key=True),
     )
     application.metadata.create_all(application.engine, [people, tasks])
-    mappings = application.mappings = Mappings()
     entity: dict[str, Any] = {
         "key": "logto_id",
         "columns": {"email": "email"},
         "when_deleted": "delete",
     }
-    mappings.add(declare_entities("user", people, **entity))
     members: dict[str, Any] = {"organization": "team", "user": "person_id"}
-    mappings.add(declare_members(tasks, **members, create_defaults={"task": "any"}))
-    application.host.project = mappings.write
-    await application.host.run(lambda store: store.mappings.register(mappings.registered))
+    await application.map_tables(
+        declare_entities("user", people, **entity),
+        declare_members(tasks, **members, create_defaults={"task": "any"}),
+    )
     await application.apply_all()
     return people, tasks
 

@@ -16,8 +16,8 @@ from logto_webhooks.database.runner import HandlerRunner
 from logto_webhooks.database.schema import mapped_rows, members, organizations, users
 from logto_webhooks.mapping import Mappings
 from logto_webhooks.mapping.apply import apply_all, apply_step
-from logto_webhooks.mapping.declare import declare_entities
-from logto_webhooks.mapping.declare_pairs import declare_members
+from logto_webhooks.mapping.declare import EntityMapping, declare_entities
+from logto_webhooks.mapping.declare_pairs import PairMapping, declare_members
 from logto_webhooks.mapping.tally import AppliedMapping
 from logto_webhooks.records.record import Change
 from tests.support import postgres
@@ -74,7 +74,13 @@ class Application:
 
     async def map(self, **changes: Any) -> HandlerRunner:
         """Map the three tables, and register that; `changes` are those to the mapping of users."""
-        self.mappings = self.declare(**changes)
+        return await self.map_tables(*self.declare(**changes).all)
+
+    async def map_tables(self, *mappings: EntityMapping | PairMapping) -> HandlerRunner:
+        """Map tables, and register that."""
+        self.mappings = Mappings()
+        for mapping in mappings:
+            self.mappings.add(mapping)
         self.host.project = self.mappings.write
         await self.host.run(lambda store: store.mappings.register(self.mappings.registered))
         return self.host
