@@ -108,6 +108,37 @@ def test_a_user_of_the_applications_own_with_a_former_primary_key(
     Application.run(kind, tmp_path, live)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_invitation_with_a_former_primary_key(kind: StoreKind, tmp_path: Path) -> None:
+    """A member without a user yet is the application's own."""
+
+    async def live(application: Application) -> None:
+        metadata = application.metadata
+        seats = sa.Table(
+            "seats",
+            metadata,
+            sa.Column("id", sa.Integer, primary_key=True),
+            sa.Column("team", sa.Text),
+            sa.Column("user_id", sa.ForeignKey(application.users.c.id)),
+        )
+        seats.create(application.engine)
+        users, teams, _ = application.declare().all
+        members = declare_members(seats, organization="team", user="user_id")
+        await application.map_tables(users, teams, members)
+        await application.apply_all()
+        copy = Copy(application.host)
+        await copy.take([founded("acme"), created("u1"), joined("acme", ["u1"])])
+        [(row_id, _)] = application.rows(seats, "id", "user_id")
+        invite = sa.insert(seats).values(id=row_id, team="acme")
+        write(application, sa.delete(seats), invite)
+        await application.apply_again()
+        assert len(application.rows(seats, "id")) == 2
+        await copy.take([LEFT])
+        assert application.rows(seats, "id", "user_id") == [(row_id, None)]
+
+    Application.run(kind, tmp_path, live)
+
+
 @pytest.mark.parametrize("ondelete", ["CASCADE", None])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_row_of_a_renamed_role_stays(

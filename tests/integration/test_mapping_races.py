@@ -248,16 +248,21 @@ def test_a_membership_s_row_that_became_another_s_is_not_changed(
 def test_a_membership_s_row_goes_even_if_it_refers_to_nobody(
     kind: StoreKind, tmp_path: Path
 ) -> None:
-    """The foreign key may be `ON DELETE SET NULL`."""
+    """The application deleted the user's row, and the foreign key is `ON DELETE SET NULL`."""
 
     async def live(application: Application) -> None:
         members = application.members
         copy = Copy(await application.map())
         await copy.take([ANA, ACME, JOINED])
         with application.engine.begin() as connection:
-            nullable = "ALTER TABLE app.team_members ALTER user_id DROP NOT NULL"
-            connection.execute(sa.text(nullable))
-            connection.execute(sa.update(members).values(user_id=None))
+            for change in (
+                "ALTER user_id DROP NOT NULL",
+                "DROP CONSTRAINT team_members_user_id_fkey",
+                "ADD FOREIGN KEY (user_id) REFERENCES app.users ON DELETE SET NULL",
+            ):
+                connection.execute(sa.text(f"ALTER TABLE app.team_members {change}"))
+            connection.execute(sa.delete(application.users))
+        assert application.rows(members, "user_id") == [(None,)]
         await copy.take([LEFT])
         assert application.rows(members, "id") == []
 

@@ -3,7 +3,6 @@ the mirror."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
@@ -398,22 +397,29 @@ class PairWriter(TableWriter):
         return written | self._find_emptied([s for s in states if s.logto_id not in there])
 
     def _find_emptied(self, states: Collection[RowState]) -> dict[str, sa.RowMapping]:
-        """Find the rows of pairs by their primary keys, in which an end is NULL now, as ON DELETE
-        SET NULL makes it, and the others are as they were."""
+        """Find the rows of pairs by their primary keys, in which an end is NULL now because its row
+        is gone, as ON DELETE SET NULL makes it, and the others are as they were."""
+        dialect = self._connection.dialect
         known = {s.row_id: s for s in states if s.row_id is not None and s.ends is not None}
-        keys = decode_ids(known, self._primary_key, self._connection.dialect).values()
-        emptied = {}
-        for are_some in make_conditions(self._primary_key, keys):
-            for row in self._read_own(are_some):
-                state = known.get(encode_id(self._key_of(row)))
-                ends = self._ends_in(row)
-                if state is None or state.ends is None or None not in ends:
-                    continue
-                before = json.loads(state.ends)
-                now = json.loads(encode_id(ends))
-                if all(own in (None, was) for own, was in zip(now, before, strict=True)):
-                    emptied[state.logto_id] = row
-        return emptied
+        keys = decode_ids(known, self._primary_key, dialect).values()
+        emptied = [
+            (state, row)
+            for are_some in make_conditions(self._primary_key, keys)
+            for row in self._read_own(are_some)
+            if (state := known.get(encode_id(self._key_of(row)))) is not None
+            and None in self._ends_in(row)
+        ]
+        before = decode_ids([str(state.ends) for state, _ in emptied], self._columns, dialect)
+        named = self._name(set(before.values()))
+        return {
+            state.logto_id: row
+            for state, row in emptied
+            if (ends := before.get(str(state.ends))) is not None
+            and all(
+                own == was or (own is None and name is None)
+                for own, was, name in zip(self._ends_in(row), ends, named[ends], strict=True)
+            )
+        }
 
     def _find_given_away(
         self, ends_before: Mapping[str, Values], states: Collection[RowState]
