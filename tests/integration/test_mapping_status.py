@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import sqlalchemy as sa
@@ -14,6 +14,7 @@ from logto_webhooks.deliveries import MappingStatus
 from logto_webhooks.mapping import Mappings
 from logto_webhooks.mapping.apply import apply_all
 from logto_webhooks.mapping.declare import declare_entities
+from logto_webhooks.mapping.declare_pairs import declare_members
 from logto_webhooks.mapping.own_rows import find_own_row
 from logto_webhooks.mapping.own_schema import inspect_own_schema
 from logto_webhooks.testing import make
@@ -180,6 +181,44 @@ def _table(application: Application, name: str, key: sa.Column[Any]) -> sa.Table
     """A table with another column, so that a key needn't be its primary key."""
     id_ = sa.Column("id", sa.Integer, primary_key=not key.primary_key)
     return sa.Table(name, application.metadata, id_, key)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ends_without_a_unique_index_are_found(kind: StoreKind, tmp_path: Path) -> None:
+    """A primary key and a constraint are unique; one with another column doesn't help."""
+
+    async def live() -> None:
+        application = Application(kind, tmp_path)
+
+        def make_table(name: str, *unique: str, of: Literal["key", "constraint"]) -> sa.Table:
+            columns: list[sa.Column[Any]] = [
+                sa.Column(column, sa.Text, primary_key=of == "key" and column in unique)
+                for column in ("team", "person", "task")
+            ]
+            if of == "constraint":
+                columns.append(sa.Column("id", sa.Integer, primary_key=True))
+            constraints = [sa.UniqueConstraint(*unique)] if of == "constraint" and unique else []
+            return sa.Table(name, application.metadata, *columns, *constraints)
+
+        tables = [
+            make_table("by_key", "team", "person", of="key"),
+            make_table("by_constraint", "person", "team", of="constraint"),
+            make_table("by_person", "person", of="constraint"),
+            make_table("by_task", "team", "person", "task", of="constraint"),
+            make_table("by_nothing", of="constraint"),
+        ]
+        application.metadata.create_all(application.engine)
+        mappings = Mappings()
+        for table in tables:
+            defaults = {"task": "any"}
+            options: dict[str, Any] = {"organization": "team", "user": "person"}
+            mappings.add(declare_members(table, **options, create_defaults=defaults))
+        own_schema = await application.host.read(lambda store: inspect_own_schema(store, mappings))
+        expected = [f"{table.fullname} (team, person)" for table in tables[3:]]
+        assert own_schema.unindexed == expected
+        await application.close()
+
+    asyncio.run(live())
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -250,7 +250,7 @@ FAULTS: Final[dict[str, Fault]] = {
     ),
     "mapping_key_without_index": _warning(
         "There is no unique index on {columns:the key column|the key columns}. Each write reads "
-        "the whole table, and two rows could have the same user or organization.",
+        "the whole table, and two rows could have the same user, organization, membership or role.",
         "Create a unique index on each of them.",
     ),
     "rejected": _warning(

@@ -19,7 +19,7 @@ from logto_webhooks.mapping.own_tables import list_unique
 
 class OwnSchema(Struct, frozen=True, kw_only=True):
     """What the database lacks. `missing` says for mappings, by name, which table or columns don't
-    exist. `unindexed` are key columns of users and organizations that have no unique index.
+    exist. `unindexed` are the columns that say whose row it is, if they have no unique index.
     `file_problem` says why a file with mappings can't be used."""
 
     file_problem: str = ""
@@ -34,9 +34,16 @@ def inspect_own_schema(store: Store, mappings: Mappings) -> OwnSchema:
     return OwnSchema(
         missing={name: problem for name, problem in missing.items() if problem},
         unindexed=[
-            f"{mapping.name}.{mapping.key.column.name}"
-            for mapping in mappings.entities
-            if not _has_unique_index(catalog, mapping)
+            *(
+                f"{mapping.name}.{mapping.key.column.name}"
+                for mapping in mappings.entities
+                if not _has_unique_index(catalog, mapping)
+            ),
+            *(
+                f"{mapping.name} ({', '.join(end.column.name for end in mapping.ends)})"
+                for mapping in mappings.pairs
+                if not _has_unique_ends(catalog, mapping)
+            ),
         ],
     )
 
@@ -117,3 +124,13 @@ def _has_unique_index(catalog: _Catalog, mapping: EntityMapping) -> bool:
         indexes = inspector.get_indexes(table, schema)
     expressions = [index.get("expressions") for index in indexes if index["unique"]]
     return any(key.path[-1] in str(expression) for expression in expressions)
+
+
+def _has_unique_ends(catalog: _Catalog, mapping: PairMapping) -> bool:
+    """Whether a unique index has some of the columns of a pair's ends, and no others."""
+    ends = {end.column.name for end in mapping.ends}
+    if not ends <= (catalog.list_columns(mapping.table) or set()):
+        return True  # what is missing is another problem
+    schema = catalog.find_schema(mapping.table)
+    unique = list_unique(catalog.inspector, mapping.table.name, schema)
+    return any(ends.issuperset(names) for names in unique)
