@@ -108,6 +108,43 @@ def test_a_user_of_the_applications_own_with_a_former_primary_key(
     Application.run(kind, tmp_path, live)
 
 
+@pytest.mark.parametrize("is_over", [True, False], ids=["over", "goes on"])
+@pytest.mark.parametrize("kind", ["asyncpg", "postgres-thread"])
+def test_rows_that_a_foreign_key_has_emptied(
+    kind: StoreKind, is_over: bool, tmp_path: Path
+) -> None:
+    """The application deleted the users' rows. Their memberships' rows are known all the same."""
+
+    async def live(application: Application) -> None:
+        users, teams, _ = application.declare().all
+        key = sa.ForeignKey(application.users.c.id, ondelete="SET NULL")
+        seats = sa.Table(
+            "seats",
+            application.metadata,
+            sa.Column("id", sa.Integer, primary_key=True),
+            sa.Column("team", sa.Text),
+            sa.Column("user_id", sa.Integer, key),
+        )
+        seats.create(application.engine)
+        members = declare_members(seats, organization="team", user="user_id")
+        copy = Copy(await application.map_tables(users, teams, members))
+        await application.apply_all()
+        names = ["u1", "u2"]
+        await copy.take([founded("acme"), *map(created, names), joined("acme", names)])
+        before = application.rows(seats, "id")
+        write(application, sa.delete(application.users))
+        assert application.rows(seats, "user_id") == [(None,), (None,)]
+        if is_over:
+            await copy.take([LEFT])
+            assert len(application.rows(seats, "id")) == 1
+        else:
+            await application.apply_again()
+            assert application.rows(seats, "id") == before
+            assert application.rows(seats, "user_id") == application.rows(application.users, "id")
+
+    Application.run(kind, tmp_path, live)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_invitation_with_a_former_primary_key(kind: StoreKind, tmp_path: Path) -> None:
     """A member without a user yet is the application's own."""
@@ -170,21 +207,54 @@ def test_the_row_of_a_renamed_role_stays(
     RoleApplication.run(kind, tmp_path, live)
 
 
+ADMIN_AND_GUEST = {"o1": "admin", "o2": "guest"}
+
+
+@pytest.mark.parametrize(
+    ("roles", "whose"),
+    [
+        ({"o1": "owner", "o2": "admin"}, {"owner": "admin", "admin": "guest"}),
+        ({"o2": "admin"}, {"admin": "guest"}),
+        ({"o1": "guest", "o2": "owner"}, {"guest": "admin", "owner": "guest"}),
+        ({"o1": "guest", "o2": "admin"}, {"guest": "guest", "admin": "admin"}),
+        ({"o3": "admin"}, {"admin": "admin"}),
+        ({"o1": "owner", "o3": "admin"}, {"owner": "admin"}),
+        ({"o1": "owner", "o2": "admin", "o3": "guest"}, {"owner": "admin", "admin": "guest"}),
+    ],
+    ids=["chain", "one over", "other chain", "swap", "again", "new one", "chain and new one"],
+)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_role_whose_row_another_role_has_now(kind: StoreKind, tmp_path: Path) -> None:
-    """It is over when another one gets its name: the row is that one's."""
+def test_roles_that_get_names_of_others(
+    kind: StoreKind, roles: dict[str, str], whose: dict[str, str], tmp_path: Path
+) -> None:
+    """Each keeps its row, because others may refer to it; those that swap names take each other's,
+    and a new role with the same name takes the row of one that is over."""
 
     async def live(application: RoleApplication) -> None:
         host = await application.map_roles()
         await Copy(host).take([founded("acme"), created("ana"), joined("acme", ["ana"])])
-        await learn(host, read_member_roles({"o1": "admin", "o2": "guest"}, 300_000))
-        before = dict(application.rows(application.member_roles, "role", "id"))
-        await learn(host, read_member_roles({"o2": "admin"}, 400_000))
-        after = application.rows(application.member_roles, "role", "id")
-        assert after == [("admin", before["admin"])]
+        await learn(host, read_member_roles(ADMIN_AND_GUEST, 300_000))
+        own = application.member_roles
+        before = dict(application.rows(own, "role", "id"))
+        tasks = sa.Table(
+            "tasks", application.metadata, sa.Column("role_id", sa.ForeignKey(own.c.id))
+        )
+        tasks.create(application.engine)
+        ids = [{"role_id": before[name]} for name in whose.values()]
+        write(application, sa.insert(tasks).values(ids))
+        await learn(host, read_member_roles(roles, 400_000))
+        after = dict(application.rows(own, "role", "id"))
+        assert after.keys() == set(roles.values())
+        assert (
+            whose.items()
+            <= {
+                name: next((was for was, id_ in before.items() if id_ == after[name]), None)
+                for name in after
+            }.items()
+        )
         assert await application.problems() == []
-        await learn(host, read_member_roles({}, 500_000))
-        assert application.rows(application.member_roles, "role") == []
+        await learn(host, read_member_roles(ADMIN_AND_GUEST, 500_000))
+        assert set(dict(application.rows(own, "role", "id"))) == {"admin", "guest"}
 
     RoleApplication.run(kind, tmp_path, live)
 

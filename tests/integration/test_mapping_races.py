@@ -242,28 +242,3 @@ def test_a_membership_s_row_that_became_another_s_is_not_changed(
         assert read_members(application) == [("bo", "member")]
 
     Application.run(kind, tmp_path, live)
-
-
-@pytest.mark.parametrize("kind", SERVERS)
-def test_a_membership_s_row_goes_even_if_it_refers_to_nobody(
-    kind: StoreKind, tmp_path: Path
-) -> None:
-    """The application deleted the user's row, and the foreign key is `ON DELETE SET NULL`."""
-
-    async def live(application: Application) -> None:
-        members = application.members
-        copy = Copy(await application.map())
-        await copy.take([ANA, ACME, JOINED])
-        with application.engine.begin() as connection:
-            for change in (
-                "ALTER user_id DROP NOT NULL",
-                "DROP CONSTRAINT team_members_user_id_fkey",
-                "ADD FOREIGN KEY (user_id) REFERENCES app.users ON DELETE SET NULL",
-            ):
-                connection.execute(sa.text(f"ALTER TABLE app.team_members {change}"))
-            connection.execute(sa.delete(application.users))
-        assert application.rows(members, "user_id") == [(None,)]
-        await copy.take([LEFT])
-        assert application.rows(members, "id") == []
-
-    Application.run(kind, tmp_path, live)

@@ -339,7 +339,7 @@ def test_a_key_that_the_database_pads_is_refused() -> None:
         sa.Column("logto_id", sa.CHAR(40)),
         sa.Column("team_id", sa.Text),
     )
-    problem = "logto_id is of type CHAR(length=40), which pads Logto's ID with spaces"
+    problem = "logto_id is of type CHAR(length=40), in which a database may add spaces to"
     options: dict[str, Any] = {"key": "logto_id", "columns": {}, "when_deleted": "keep"}
     with pytest.raises(InvalidMapping) as of_user:
         declare_entities("user", padded, **options)
@@ -357,21 +357,27 @@ def test_rows_cannot_be_linked_if_each_has_a_key() -> None:
     assert "link takes over rows in which logto_id is null, but it is NOT NULL" in str(error.value)
 
 
+@pytest.mark.parametrize("is_far", [True, False])
 @pytest.mark.parametrize("is_first", [True, False])
 @pytest.mark.parametrize("when_deleted", ["delete", "keep"])
 def test_a_row_that_would_go_with_that_of_another_record_is_refused(
-    when_deleted: Literal["delete", "keep"], is_first: bool
+    when_deleted: Literal["delete", "keep"], is_first: bool, is_far: bool
 ) -> None:
     """Whichever is mapped first."""
-    metadata = sa.MetaData()
+    metadata = sa.MetaData(schema="app")
     own_id = sa.Column("id", sa.Integer, primary_key=True)
     teams = sa.Table("teams", metadata, own_id, sa.Column("logto_id", sa.Text))
+    referred = "app.teams.id"
+    if is_far:  # by way of a table that isn't mapped
+        key = sa.ForeignKey(referred, ondelete="CASCADE")
+        sa.Table("rooms", metadata, sa.Column("id", sa.Integer, key, primary_key=True))
+        referred = "app.rooms.id"
     people = sa.Table(
         "people",
         metadata,
         sa.Column("id", sa.Integer, primary_key=True),
         sa.Column("logto_id", sa.Text),
-        sa.Column("team_id", sa.ForeignKey(own_id, ondelete="CASCADE")),
+        sa.Column("team_id", sa.ForeignKey(referred, ondelete="CASCADE")),
     )
     options: dict[str, Any] = {"key": "logto_id", "columns": {}, "when_deleted": when_deleted}
     declared = [
@@ -388,5 +394,99 @@ def test_a_row_that_would_go_with_that_of_another_record_is_refused(
     with pytest.raises(InvalidMapping) as error:
         mappings.add(declared[1])
     assert str(error.value).startswith(
-        "The mapping of people can't be registered: team_id refers to teams with ON DELETE CASCADE"
+        "The mapping of app.people can't be registered: because of ON DELETE CASCADE on team_id, a "
+        "row would also be deleted when one of app.teams is"
     )
+
+
+@pytest.mark.parametrize(
+    ("column", "on_delete", "is_refused"),
+    [("invited_by", "CASCADE", True), ("invited_by", "SET NULL", False), ("id", None, False)],
+)
+def test_a_membership_that_would_go_with_another_user_is_refused(
+    column: str, on_delete: str | None, is_refused: bool
+) -> None:
+    """The user who invited the member, for example. Its own user's row may take it along."""
+    people = sa.Table(
+        "people",
+        sa.MetaData(),
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("logto_id", sa.Text),
+        sa.Column("boss", sa.ForeignKey("people.id", ondelete="SET NULL")),
+    )
+    seats = sa.Table(
+        "seats",
+        people.metadata,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("team", sa.Text),
+        sa.Column("person", sa.ForeignKey(people.c.id, ondelete="CASCADE")),
+        sa.Column("invited_by", sa.ForeignKey(people.c.id, ondelete=on_delete)),
+    )
+    mappings = Mappings()
+    options: dict[str, Any] = {"key": "logto_id", "columns": {}, "when_deleted": "delete"}
+    mappings.add(declare_entities("user", people, **options))
+    members = declare_members(seats, organization="team", user="person")
+    if is_refused:
+        with pytest.raises(InvalidMapping, match=f"ON DELETE CASCADE on {column}"):
+            mappings.add(members)
+    else:
+        mappings.add(members)
+
+
+def test_a_row_that_would_go_with_another_of_its_table_is_refused() -> None:
+    """Such as that of a manager."""
+    people = sa.Table(
+        "people",
+        sa.MetaData(),
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("logto_id", sa.Text),
+        sa.Column("boss", sa.ForeignKey("people.id", ondelete="CASCADE")),
+    )
+    options: dict[str, Any] = {"key": "logto_id", "columns": {}, "when_deleted": "delete"}
+    with pytest.raises(InvalidMapping, match="ON DELETE CASCADE on boss"):
+        Mappings().add(declare_entities("user", people, **options))
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_members_cannot_refer_to_what_logto_changes(is_first: bool) -> None:
+    """Their rows would keep the former value."""
+    people = sa.Table(
+        "people",
+        sa.MetaData(),
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("logto_id", sa.Text),
+        sa.Column("email", sa.Text, unique=True),
+    )
+    seats = sa.Table(
+        "seats",
+        people.metadata,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("team", sa.Text),
+        sa.Column("person", sa.ForeignKey(people.c.email)),
+    )
+    options: dict[str, Any] = {"columns": {"email": "email"}, "when_deleted": "delete"}
+    users = declare_entities("user", people, key="logto_id", **options)
+    members = declare_members(seats, organization="team", user="person")
+    first, second = (users, members) if is_first else (members, users)
+    mappings = Mappings()
+    mappings.add(first)
+    with pytest.raises(InvalidMapping, match=r"person refers to people.email, which changes when"):
+        mappings.add(second)
+
+
+def test_a_column_with_two_foreign_keys_refers_to_the_mapped_table() -> None:
+    """Whichever comes first."""
+    metadata = sa.MetaData()
+    own = sa.Column("id", sa.Integer, primary_key=True)
+    people = sa.Table("people", metadata, own, sa.Column("logto_id", sa.Text))
+    for name in ("accounts", "z_accounts"):
+        sa.Table(name, metadata, sa.Column("id", sa.ForeignKey(own), primary_key=True))
+        seats = sa.Table(
+            f"seats_of_{name}",
+            metadata,
+            sa.Column("id", sa.Integer, primary_key=True),
+            sa.Column("team", sa.Text),
+            sa.Column("person", sa.ForeignKey(own), sa.ForeignKey(f"{name}.id")),
+        )
+        mapping = declare_members(seats, organization="team", user="person")
+        assert mapping.ends[1].find_referred([people]) is own

@@ -24,7 +24,7 @@ from logto_webhooks.database.sessions import APP_SCHEMAS
 from logto_webhooks.errors import InvalidMapping
 from logto_webhooks.mapping.apply_run import ApplyRun
 from logto_webhooks.mapping.declare import EntityMapping, MappedKind
-from logto_webhooks.mapping.declare_pairs import PairMapping
+from logto_webhooks.mapping.declare_pairs import End, PairMapping, RoleEnd
 from logto_webhooks.mapping.deletions import (
     Stop,
     find_unready_ends,
@@ -66,9 +66,11 @@ class Mappings:
         for pair in [*self.pairs, *([] if isinstance(mapping, EntityMapping) else [mapping])]:
             _check_ends(pair, [*self.all, mapping])
         if isinstance(mapping, EntityMapping):
-            for other in self.entities:
-                _check_cascades(other, mapping)
+            for other in [*self.all, mapping]:
                 _check_cascades(mapping, other)
+        for entity in self.entities:
+            _check_cascades(entity, mapping)
+        if isinstance(mapping, EntityMapping):
             self.entities.append(mapping)
             return
         members = [pair.table for pair in self.pairs if pair.pair == "member"]
@@ -356,6 +358,7 @@ def _check_ends(pair: PairMapping, mappings: Sequence[EntityMapping | PairMappin
     Raises InvalidMapping."""
     names = {mapping.table: _name_kind(mapping) for mapping in mappings}
     for end in pair.ends:
+        _check_unchanging(pair, end, mappings)
         tables = [own.table for own in end.referred if own.table in names]
         kinds = [names[table] for table in tables]
         if not kinds or end.kind in kinds:
@@ -370,21 +373,65 @@ def _check_ends(pair: PairMapping, mappings: Sequence[EntityMapping | PairMappin
         raise InvalidMapping(table=pair.name, problem=f"{problem}: {instead}")
 
 
-def _check_cascades(parent: EntityMapping, child: EntityMapping) -> None:
-    """Check that deleting a row of one table deletes none of the other: its user or organization
-    still exists. Raises InvalidMapping."""
+def _check_unchanging(
+    pair: PairMapping, end: End, mappings: Sequence[EntityMapping | PairMapping]
+) -> None:
+    """Check that a column refers to no column that Logto can change. Raises InvalidMapping."""
+    entities = {own.table: own for own in mappings if isinstance(own, EntityMapping)}
+    referred = end.find_referred(list(entities))
+    if referred is None or isinstance(end, RoleEnd):
+        return
+    mapping = entities[referred.table]
+    if referred.key in {*mapping.columns, *mapping.fill}:
+        problem = (
+            f"{end.column.name} refers to {mapping.name}.{referred.name}, which changes when Logto "
+            "changes it: refer to the primary key"
+        )
+        raise InvalidMapping(table=pair.name, problem=problem)
+
+
+def _check_cascades(parent: EntityMapping, child: EntityMapping | PairMapping) -> None:
+    """Check that deleting a row of one table deletes none of another: its user, organization or
+    membership still exists. Raises InvalidMapping."""
     if parent.when_deleted != "delete":
         return
-    for column in child.table.c:
-        for key in column.foreign_keys:
-            is_parent = key.target_fullname.rpartition(".")[0] == parent.table.fullname
-            if is_parent and (key.ondelete or "").upper() == "CASCADE":
-                problem = (
-                    f"{column.name} refers to {parent.name} with ON DELETE CASCADE, so the row of "
-                    f"each {child.kind} would go with that of the {parent.kind}: use ON DELETE SET "
-                    f'NULL, or pass when_deleted="unlink" or "keep" for {parent.name}'
-                )
-                raise InvalidMapping(table=child.name, problem=problem)
+    if isinstance(child, PairMapping):
+        # Rows that refer to the deleted one as theirs were deleted before.
+        ends = [end.column for end in child.ends]
+        is_told = any(end.kind == parent.kind for end in child.ends)
+        cascading = _list_cascading(parent.table, [child.table]) if is_told else []
+        cascading = [column for column in cascading if not any(column is end for end in ends)]
+    else:
+        tables = parent.table.metadata.tables.values()
+        cascading = [c for c in _list_cascading(parent.table, tables) if c.table is child.table]
+    for column in cascading:
+        problem = (
+            f"because of ON DELETE CASCADE on {column.name}, a row would also be deleted when one "
+            f"of {parent.name} is, although its own record still exists: use ON DELETE SET NULL, "
+            f'or pass when_deleted="unlink" or "keep" for {parent.name}'
+        )
+        raise InvalidMapping(table=child.name, problem=problem)
+
+
+def _list_cascading(parent: sa.Table, tables: Collection[sa.Table]) -> list[sa.Column[Any]]:
+    """List the columns of some tables whose rows are deleted with a row of `parent`, also by way of
+    each other."""
+    columns: dict[sa.Column[Any], None] = {}
+    reached = [parent]
+    for table in reached:  # which grows
+        for other in tables:
+            for key in other.foreign_keys:
+                if (key.ondelete or "").upper() == "CASCADE" and _refers_to(key, table):
+                    columns[key.parent] = None
+                    reached += [] if other in reached else [other]
+    return list(columns)
+
+
+def _refers_to(key: sa.ForeignKey, table: sa.Table) -> bool:
+    try:
+        return key.column.table is table
+    except sa.exc.NoReferenceError:  # a table that SQLAlchemy doesn't know
+        return False
 
 
 def _name_kind(mapping: EntityMapping | PairMapping) -> str:

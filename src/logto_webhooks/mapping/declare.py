@@ -352,8 +352,8 @@ class ColumnFinder:
         own = find_python_type(column)
         if isinstance(column.type, sa.CHAR):
             raise self.problem(
-                f"{column.name} is of type {column.type!r}, which pads Logto's ID with spaces: use "
-                "a text column"
+                f"{column.name} is of type {column.type!r}, in which a database may add spaces to "
+                "Logto's ID: use a text column"
             )
         if own is not None and is_unfit(str, own):
             raise self.problem(

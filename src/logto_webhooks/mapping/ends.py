@@ -12,6 +12,8 @@ from msgspec import Struct
 from logto_webhooks.mapping.declare_pairs import End, RoleEnd
 from logto_webhooks.records.record import Key
 
+Former = tuple[Any, str]  # what an end's column held, and the end's id
+
 
 class NoValue(Struct, frozen=True):
     """Why an end's column has no value. If the end is excluded, it needs no row."""
@@ -30,9 +32,9 @@ class EndValues(Protocol):
     def find_ids(self, values: Collection[Any]) -> dict[Any, str]:
         """Return the ids by value. Values that stand for nothing of Logto's are left out."""
 
-    def find_unlinked(self, ids: Collection[str]) -> set[str]:
-        """Return those of the ends whose values may stand for nothing any more, because they are,
-        or were, deleted."""
+    def find_former(self, ends: Collection[Former]) -> set[Former]:
+        """Of values that stand for nothing of Logto's now, return those that still mean the end
+        with this id: its row is gone, or was unlinked."""
 
 
 class ParentRows(Protocol):
@@ -44,9 +46,9 @@ class ParentRows(Protocol):
     def find_logto_ids(self, keys: Sequence[Any], column: sa.Column[Any]) -> dict[Any, str]:
         """Return the ids of the records of rows by what the column has in them."""
 
-    def find_unlinked(self, ids: Collection[str]) -> set[str]:
-        """Return those of the records whose rows may have lost their ids, because the records
-        are, or were, deleted."""
+    def find_former(self, ends: Collection[Former], column: sa.Column[Any]) -> set[Former]:
+        """Return which values of the column still mean these records: no row has them, or one that
+        was unlinked."""
 
     def find_excluded(self, ids: Sequence[str]) -> set[str]:
         """Return those of the records without a row that get none."""
@@ -77,9 +79,9 @@ class OwnParents:
         """Return the ids of the records of rows."""
         return self._parents.find_logto_ids(sorted(values, key=str), self._referred)
 
-    def find_unlinked(self, ids: Collection[str]) -> set[str]:
-        """Return those of the records whose rows may have been unlinked."""
-        return self._parents.find_unlinked(ids)
+    def find_former(self, ends: Collection[Former]) -> set[Former]:
+        """Return those of the values whose rows are gone, or were unlinked."""
+        return self._parents.find_former(ends, self._referred)
 
 
 class LogtoIds:
@@ -104,7 +106,7 @@ class LogtoIds:
             return {value: str(value) for value in values}
         return {member: id_ for id_, member in self._members.items() if member in values}
 
-    def find_unlinked(self, ids: Collection[str]) -> set[str]:
+    def find_former(self, ends: Collection[Former]) -> set[Former]:
         """Return none of them: the column has the ids."""
         return set()
 
@@ -150,8 +152,8 @@ class OwnRoles:
         rows = self._select(self._referred, values)
         return {referred: _to_text(own) for own, referred in rows if own is not None}
 
-    def find_unlinked(self, ids: Collection[str]) -> set[str]:
-        """Return none of them: roles aren't unlinked."""
+    def find_former(self, ends: Collection[Former]) -> set[Former]:
+        """Return none of them: the application's roles are its own."""
         return set()
 
 

@@ -31,6 +31,7 @@ from logto_webhooks.mapping.deletions import (
     Stop,
     find_unconfirmed,
 )
+from logto_webhooks.mapping.ends import Former
 from logto_webhooks.mapping.functions import NotEvaluated
 from logto_webhooks.mapping.json_keys import change_document, find_key, make_change
 from logto_webhooks.mapping.links import COMPARING, LOCKED, UNCOMPARED, LinkFinder, Links, NoLink
@@ -46,6 +47,7 @@ from logto_webhooks.mapping.table_writer import (
     TableWriter,
     block,
     find_new_rows,
+    implementation_of,
     refuse,
     translate_row_errors,
 )
@@ -644,11 +646,19 @@ class EntityWriter(TableWriter):
             if id_ not in self._repeated and row[_REFERRED] is not None
         }
 
-    def find_unlinked(self, ids: Collection[str]) -> set[str]:
-        """Return those of the records that are deleted, or whose row was unlinked before."""
+    def find_former(self, ends: Collection[Former], column: sa.Column[Any]) -> set[Former]:
+        """Return which values of the column still mean these records: no row has them, or one that
+        was unlinked, because the record is, or was, deleted."""
+        query = sa.select(column).where(column.in_({value for value, _ in ends}))
+        there = set(self._run(query).scalars())
+        gone = {end for end in ends if end[0] not in there}
+        if self._mapping.when_deleted != "unlink":
+            return gone
+        ids = {id_ for _, id_ in ends}
         rows = read_rows(self._connection, self.kind, ids)
         living = {id_ for id_, row in rows.items() if row.deleted_at is None}
-        return set(ids) - living | self._states.find_deleted(living)
+        unlinked = ids - living | self._states.find_deleted(living)
+        return gone | {end for end in ends if end[1] in unlinked}
 
     def find_excluded(self, ids: Sequence[str]) -> set[str]:
         """Return those of the records without a row that get none: `where` excludes them, or no
@@ -671,9 +681,10 @@ def is_compared(state: RowState) -> bool:
 
 def _make_placeholder(column: sa.Column[Any], logto_id: str) -> Any:
     """Return a value that nobody else has. With ON UPDATE CASCADE, other rows get it, too."""
-    if isinstance(column.type, sa.Integer):
+    own_type = implementation_of(column.type)
+    if isinstance(own_type, sa.Integer):
         return -1 - zlib.crc32(logto_id.encode()) % 2**31
-    return f"~{logto_id}" if isinstance(column.type, sa.String) else None
+    return f"~{logto_id}" if isinstance(own_type, sa.String) else None
 
 
 def _make_null(column: sa.Column[Any], logto_id: str) -> None:

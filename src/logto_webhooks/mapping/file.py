@@ -35,6 +35,7 @@ from logto_webhooks.mapping.declare_pairs import (
 from logto_webhooks.mapping.file_values import read_condition, read_constant, read_source
 from logto_webhooks.mapping.own_tables import OwnTables, TableNotFound, name_table
 from logto_webhooks.mapping.report import warn_about_kept
+from logto_webhooks.mapping.sources import find_python_type, is_unfit
 from logto_webhooks.settings import Settings
 
 OneMapping = EntityMapping | PairMapping
@@ -395,6 +396,10 @@ class _Declaration:
         tables = [name_table(own.table) for own in end.referred]
         mapped = next((other for other in self._others.all if other.name in tables), None)
         referred = tables[0] if mapped is None else mapped.name
+        own_type = find_python_type(end.column)
+        holds_id = own_type is None or not is_unfit(str, own_type)
+        if mapped is None and holds_id and not any(own.primary_key for own in end.referred):
+            return
         if mapped is None:
             section = {"user": "users", "organization": "organizations"}.get(end.kind, "members")
             raise self._fail(

@@ -24,7 +24,14 @@ from logto_webhooks.mapping.deletions import (
     find_read_away,
     find_unread,
 )
-from logto_webhooks.mapping.ends import EndValues, LogtoIds, NoValue, OwnParents, OwnRoles
+from logto_webhooks.mapping.ends import (
+    EndValues,
+    Former,
+    LogtoIds,
+    NoValue,
+    OwnParents,
+    OwnRoles,
+)
 from logto_webhooks.mapping.entity_writer import EntityWriter
 from logto_webhooks.mapping.mirror import Pair, read_pairs
 from logto_webhooks.mapping.primary_keys import describe_null, describe_several, make_conditions
@@ -73,6 +80,7 @@ class PairWriter(TableWriter):
         self._columns = tuple(end.column for end in mapping.ends)
         self._ends_of: dict[Values, Values] = {}  # of rows that were read, by primary key
         self._repeated: set[Values] = set()  # the ends that several rows have
+        self._inserted_ends: dict[str, str] = {}  # those of new rows, as text
         self.came: set[str] = set()  # records that have a row, or another one, since now
 
     def _make_values(self, end: End, parents: Collection[EntityMapping | PairMapping]) -> EndValues:
@@ -135,10 +143,13 @@ class PairWriter(TableWriter):
     def remove(self, stops: Mapping[Key, Stop], ids: Collection[str]) -> None:
         """Delete the rows of the records' pairs that are over, unless something stops the deletion
         of their user or organization. Raises StoreUnavailable."""
-        present = self._read(ids)
-        stored = self._find_stored(ids)
-        for pair in present:
-            stored.pop(pair.id, None)
+        known = self._find_stored(ids)
+        present = {pair.id: pair for pair in self._read(ids)}
+        stored = {id_: state for id_, state in known.items() if id_ not in present}
+        # They take the rows of those that are over, instead of new ones.
+        without_row = [
+            pair for id_, pair in present.items() if id_ not in known or known[id_].row_id is None
+        ]
         put_off = self._put_off({*stored, *ids}, stored)
         self._settle(put_off, stored)
         later = {plan.logto_id for plan in put_off}
@@ -149,7 +160,8 @@ class PairWriter(TableWriter):
             for id_, stop in stopped.items()
         ]
         self._settle(stops_of_rows, stored)
-        gone = self._delete_rows([s for i, s in over.items() if i not in stopped], present, stored)
+        ending = [state for id_, state in over.items() if id_ not in stopped]
+        gone = self._delete_rows(ending, without_row, stored)
         # These are remembered, because too many of them at once are held.
         noted = gone & counted
         self._states.save([RowState(logto_id=id_) for id_ in noted], stored)
@@ -157,16 +169,16 @@ class PairWriter(TableWriter):
         self._states.forget(gone - counted)
 
     def _delete_rows(
-        self, over: Sequence[RowState], present: Sequence[Pair], stored: Mapping[str, RowState]
+        self, over: Sequence[RowState], new: Sequence[Pair], stored: Mapping[str, RowState]
     ) -> set[str]:
-        """Delete the rows of pairs that are over, unless they are those of `present` pairs. Return
-        the pairs that have none any more."""
+        """Delete the rows of pairs that are over, unless `new` pairs want them. Return the pairs
+        that have none any more."""
         over = [replace(state, state="ok", reason=None, blocked_by=None) for state in over]
         rows = self._find_written(over)
         # The application may have deleted the row, and inserted it again with other values.
         others = [s for s in over if s.logto_id not in rows and s.row_id is not None]
         rows |= self._find_by_ends(others)
-        kept = set() if self.is_of_members else set(self._find_values(present).values())
+        kept = set() if self.is_of_members else set(self._find_values(new).values())
         ends = {
             id_: values for id_, row in rows.items() if (values := self._ends_in(row)) not in kept
         }
@@ -228,8 +240,7 @@ class PairWriter(TableWriter):
                 ends = encode_id(self._ends_of[before])
                 states[plan.logto_id] = replace(state, row_id=encode_id(before), ends=ends)
             elif state.state == "ok" and plan.action == "insert":
-                ends = encode_id(self._values_of(plan.values))
-                row_id = self._inserted[plan.logto_id]
+                row_id, ends = self._inserted[plan.logto_id], self._inserted_ends[plan.logto_id]
                 states[plan.logto_id] = replace(state, row_id=row_id, ends=ends)
         self._save(states.values(), stored)
         self.results += [(plan, states[plan.logto_id]) for plan in plans]
@@ -247,6 +258,9 @@ class PairWriter(TableWriter):
         if not self._repeated.isdisjoint(ends.values()):
             raise RowRejected(problem=self._tell_several())
         self._note_keys({id_: self._key_of(rows[values]) for id_, values in ends.items()})
+        self._inserted_ends |= {
+            id_: encode_id(self._ends_in(rows[values])) for id_, values in ends.items()
+        }
 
     def _tell_excluded(
         self, ids: Collection[str], pairs: Sequence[Pair], states: Mapping[str, RowState]
@@ -285,31 +299,57 @@ class PairWriter(TableWriter):
         values = self._find_values(pairs)
         filled = {id_: ends for id_, ends in values.items() if not isinstance(ends, NoValue)}
         own_rows = self._find_own(list(filled.values()))
-        former = self._find_former(filled, own_rows, stored)
+        own = {id_: own_rows[ends] for id_, ends in filled.items() if ends in own_rows}
+        former = self._find_former(filled, own, stored)
+        order = self._follow(own, former)
         ready = filled.keys() - self._failed
         rows = {pair.id: pair.row for pair in pairs if pair.id in ready}
         evaluated = self._call(self._mapping.evaluate, rows) | self._failed
         plans = []
-        for pair in pairs:
+        for pair in sorted(pairs, key=lambda pair: order.get(pair.id, 0)):
             ends = values[pair.id]
             state = stored.get(pair.id) or self._new_state(pair)
             if isinstance(ends, NoValue):
                 if ends.state != "excluded":
                     plans.append(refuse(state, ends.state, ends.reason, ends.blocked_by))
                 continue
-            own, before = own_rows.get(ends), former.get(pair.id)
-            if problem := self._find_problem(own) or self._find_problem(before):
-                if own is not None:
-                    state = self._note_row(state, own, {})
+            row, before = own.get(pair.id), former.get(pair.id)
+            if before is not None and (problem := self._find_problem(before)):
                 plans.append(refuse(state, "conflict", problem))
-                continue
-            plans.append(self._plan_row(pair, ends, evaluated[pair.id], own, before, state))
+            elif row is not None and (problem := self._find_problem(row)):
+                known = state if before is not None else self._note_row(state, row, {})
+                plans.append(refuse(known, "conflict", problem))
+            else:
+                plans.append(self._plan_row(pair, ends, evaluated[pair.id], row, before, state))
         return plans
 
-    def _find_problem(self, own: sa.RowMapping | None) -> str | None:
+    def _follow(
+        self, own: dict[str, sa.RowMapping], former: dict[str, sa.RowMapping]
+    ) -> dict[str, int]:
+        """Let each pair keep its row if it wants the ends of another pair, which gets others, too:
+        take that row out of `own`, and return the pair's place, after the other one. Pairs in a
+        ring take each other's rows."""
+        leaving = {self._key_of(row): id_ for id_, row in former.items()}
+        waits_for = {
+            id_: other
+            for id_, row in own.items()
+            if (other := leaving.get(self._key_of(row), id_)) != id_
+        }
+        order: dict[str, int] = {}
+        for id_ in waits_for:
+            chain = [id_]
+            while (following := waits_for.get(chain[-1], "")) and following not in chain:
+                chain.append(following)
+            if not following:  # else it is a ring
+                order[id_] = len(chain) - 1
+        for id_ in order:
+            del own[id_]
+        for id_ in waits_for.keys() - order.keys():
+            former.pop(id_, None)
+        return order
+
+    def _find_problem(self, own: sa.RowMapping) -> str | None:
         """Say why a row can't be written."""
-        if own is None:
-            return None
         if self._ends_in(own) in self._repeated:
             return self._tell_several()
         return describe_null(self._primary_key) if None in self._key_of(own) else None
@@ -360,24 +400,23 @@ class PairWriter(TableWriter):
     def _find_former(
         self,
         values: Mapping[str, Values],
-        own_rows: Mapping[Values, sa.RowMapping],
+        own: Mapping[str, sa.RowMapping],
         stored: Mapping[str, RowState],
     ) -> dict[str, sa.RowMapping]:
-        """Find the rows of pairs that are to have other ends, unless they are the rows of others
-        now."""
-        moved = [
-            state
-            for id_, ends in values.items()
-            if (state := stored.get(id_)) is not None
-            and state.row_id is not None
-            and (ends not in own_rows or state.ends != encode_id(ends))
-        ]
-        kept = {encode_id(ends) for ends in own_rows}
-        former = {}
-        for id_, row in self._find_written(moved).items() if moved else ():
-            ends_text = encode_id(self._ends_in(row))
-            if ends_text not in kept:
-                kept.add(ends_text)
+        """Find the rows of pairs that are to have other ends."""
+        known = {i: s for i in values if (s := stored.get(i)) is not None and s.row_id is not None}
+        moved = {
+            id_: state
+            for id_, state in known.items()
+            if id_ not in own or state.ends != encode_id(values[id_])
+        }
+        # Each row is left by one pair, and by none if a pair has it and stays.
+        taken = {self._key_of(own[id_]) for id_ in known.keys() - moved.keys()}
+        former: dict[str, sa.RowMapping] = {}
+        for id_, row in self._find_written(moved.values()).items() if moved else ():
+            key = self._key_of(row)
+            if key not in taken and (id_ not in own or key != self._key_of(own[id_])):
+                taken.add(key)
                 former[id_] = row
         return former
 
@@ -397,8 +436,8 @@ class PairWriter(TableWriter):
         return written | self._find_emptied([s for s in states if s.logto_id not in there])
 
     def _find_emptied(self, states: Collection[RowState]) -> dict[str, sa.RowMapping]:
-        """Find the rows of pairs by their primary keys, in which an end is NULL now because its row
-        is gone, as ON DELETE SET NULL makes it, and the others are as they were."""
+        """Find the rows of pairs by their primary keys, in which ON DELETE SET NULL has emptied an
+        end, because its row is gone, and the others are as they were."""
         dialect = self._connection.dialect
         known = {s.row_id: s for s in states if s.row_id is not None and s.ends is not None}
         keys = decode_ids(known, self._primary_key, dialect).values()
@@ -416,29 +455,32 @@ class PairWriter(TableWriter):
             for state, row in emptied
             if (ends := before.get(str(state.ends))) is not None
             and all(
-                own == was or (own is None and name is None)
-                for own, was, name in zip(self._ends_in(row), ends, named[ends], strict=True)
+                own == was or (own is None and name is None and _can_be_emptied(column))
+                for own, was, name, column in zip(
+                    self._ends_in(row), ends, named[ends], self._columns, strict=True
+                )
             )
         }
 
     def _find_given_away(
         self, ends_before: Mapping[str, Values], states: Collection[RowState]
     ) -> set[str]:
-        """Return those of the pairs whose ends' rows, other than of roles, are of others now. A
-        row without an id is still its end's if that is, or was, deleted: it was unlinked."""
+        """Return those of the pairs whose ends' rows, other than of roles, are of others now."""
         named = self._name(set(ends_before.values()))
         wanted = {state.logto_id: self._name_ends(state) for state in states}
         given_away: set[str] = set()
         for place, (end, values) in enumerate(self._ends):
             if isinstance(end, RoleEnd):
                 continue
-            names = {id_: named[ends][place] for id_, ends in ends_before.items()}
-            others = {id_ for id_, name in names.items() if name != wanted[id_][place]}
-            unnamed = {str(wanted[id_][place]) for id_ in others if names[id_] is None}
-            unlinked = values.find_unlinked(unnamed) if unnamed else ()
-            given_away |= {
-                id_ for id_ in others if names[id_] or wanted[id_][place] not in unlinked
-            }
+            unnamed: dict[str, Former] = {}
+            for id_, ends in ends_before.items():
+                name, id_of_end = named[ends][place], str(wanted[id_][place])
+                if name is None:
+                    unnamed[id_] = (ends[place], id_of_end)
+                elif name != id_of_end:
+                    given_away.add(id_)
+            former = values.find_former(set(unnamed.values())) if unnamed else set()
+            given_away.update(id_ for id_, end in unnamed.items() if end not in former)
         return given_away
 
     def _find_by_ends(self, states: Collection[RowState]) -> dict[str, sa.RowMapping]:
@@ -572,9 +614,17 @@ class PairWriter(TableWriter):
         records = {own: self._record_of(named[values]) for own, values in ends.items()}
         return {own: record for own, record in records.items() if record is not None}
 
-    def find_unlinked(self, ids: Collection[str]) -> set[str]:
-        """Return those of the memberships that are over."""
-        return set(ids) - {pair.id for pair in self._read(ids)}
+    def find_former(self, ends: Collection[Former], column: sa.Column[Any]) -> set[Former]:
+        """Return which values of the primary key still mean these memberships: no row has them, or
+        the one that was written."""
+        query = sa.select(column).where(column.in_({value for value, _ in ends}))
+        there = set(self._run(query).scalars())
+        written = self._find_written(self._states.find({id_ for _, id_ in ends}).values())
+        return {
+            (value, id_)
+            for value, id_ in ends
+            if value not in there or (id_ in written and written[id_][column] == value)
+        }
 
     def find_excluded(self, ids: Sequence[str]) -> set[str]:
         """Return those of the memberships whose user or organization gets no row."""
@@ -584,3 +634,8 @@ class PairWriter(TableWriter):
             for id_, ends in values.items()
             if isinstance(ends, NoValue) and ends.state == "excluded"
         }
+
+
+def _can_be_emptied(column: sa.Column[Any]) -> bool:
+    """Whether a foreign key sets the column to NULL."""
+    return any((key.ondelete or "").upper() == "SET NULL" for key in column.foreign_keys)

@@ -6,7 +6,7 @@ table refers to a row.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -26,15 +26,19 @@ class _ForeignKey(Struct, frozen=True):
     """A foreign key of a table, with the names of its own columns and of those it refers to."""
 
     table: str
-    columns: tuple[tuple[str, str], ...]
+    columns: tuple[str, ...]
+    referred: tuple[str, ...]
     on_delete: str
 
 
 def find_referring(
-    connection: sa.Connection, table: sa.Table, keys: Collection[Sequence[Any]]
+    connection: sa.Connection,
+    run: Callable[[Any], sa.CursorResult[Any]],
+    table: sa.Table,
+    keys: Collection[tuple[Any, ...]],
 ) -> dict[tuple[Any, ...], str]:
     """Return which of the rows with these primary keys can't be deleted, and why: others refer to
-    them. On other databases than SQLite, return nothing."""
+    them. On other databases than SQLite, return nothing. `run` executes a query."""
     if not keys or connection.dialect.name != "sqlite":
         return {}
     is_enforced = bool(connection.exec_driver_sql("PRAGMA foreign_keys").scalar())
@@ -44,51 +48,59 @@ def find_referring(
         if is_enforced and not keeps:
             continue
         problem = (_REFERRED if keeps else _LEFT_ALONE).format(foreign_key.table)
-        for key in _find_referred(connection, table, foreign_key, keys):
+        for key in _find_referred(run, table, foreign_key, keys):
             problems.setdefault(key, problem)
     return problems
 
 
 def _list_foreign_keys(connection: sa.Connection, parent: sa.Table) -> Iterator[_ForeignKey]:
-    """List the foreign keys of all tables that refer to a table."""
+    """Yield the foreign keys of all tables that refer to a table. Those that refer to columns which
+    don't exist are left out: SQLite accepts them as long as it needn't check them."""
     names = connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'table'")
+    tables = names.scalars().all()
+    own = sa.text("SELECT lower(name) FROM pragma_table_info(:name)")
+    known = set(connection.execute(own, {"name": parent.name}).scalars())
+    primary_key = [column.name for column in parent.primary_key]
     query = sa.text("SELECT * FROM pragma_foreign_key_list(:name) ORDER BY id, seq")
-    for name in names.scalars().all():
-        columns: dict[int, list[tuple[str, str]]] = {}
-        on_delete: dict[int, str] = {}
+    for name in tables:
+        parts: dict[int, list[Any]] = {}
         for row in connection.execute(query, {"name": name}).mappings():
             if row["table"].lower() == parent.name.lower():
-                # Without a name, it refers to the primary key.
-                referred = row["to"] or list(parent.primary_key)[row["seq"]].name
-                columns.setdefault(row["id"], []).append((row["from"], referred))
-                on_delete[row["id"]] = row["on_delete"]
-        for id_, its_columns in columns.items():
-            yield _ForeignKey(name, tuple(its_columns), on_delete[id_])
+                parts.setdefault(row["id"], []).append(row)
+        for rows in parts.values():
+            columns = tuple(row["from"] for row in rows)
+            # Without names, it refers to the primary key.
+            named = [row["to"] for row in rows]
+            referred = tuple(primary_key if None in named else named)
+            if len(columns) == len(referred) and known.issuperset(map(str.lower, referred)):
+                yield _ForeignKey(name, columns, referred, rows[0]["on_delete"])
 
 
 def _find_referred(
-    connection: sa.Connection,
+    run: Callable[[Any], sa.CursorResult[Any]],
     table: sa.Table,
     foreign_key: _ForeignKey,
-    keys: Collection[Sequence[Any]],
+    keys: Collection[tuple[Any, ...]],
 ) -> Iterator[tuple[Any, ...]]:
-    """Return the primary keys of the rows to which other rows refer."""
-    primary_key = list(table.primary_key)
-    types = {column.name.lower(): column.type for column in primary_key}
-    referred = {name.lower(): name for _, name in foreign_key.columns}
-    names = {column.name.lower(): column.name for column in primary_key} | referred
-    parent = sa.table(
-        table.name, *(sa.column(name, types.get(key)) for key, name in names.items())
-    ).alias("logto_webhooks_parent")
-    is_itself = foreign_key.table.lower() == table.name.lower()
-    own = {own for own, _ in foreign_key.columns}
-    own |= {column.name for column in primary_key} if is_itself else set()
-    child = sa.table(foreign_key.table, *map(sa.column, sorted(own))).alias("logto_webhooks_child")
-    refers = [child.c[own] == parent.c[name] for own, name in foreign_key.columns]
-    place = [parent.c[names[column.name.lower()]] for column in primary_key]
-    if is_itself:  # a row may refer to itself
-        same = [child.c[column.name] == own for column, own in zip(primary_key, place, strict=True)]
-        refers.append(~sa.and_(*same))
-    query = sa.select(*place).where(sa.exists().where(*refers))
+    """Yield the primary keys of the rows to which other rows refer."""
+    place = list(table.primary_key)
+    referred = [_make_column(table, name) for name in foreign_key.referred]
+    keys_by_value: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
     for are_some in make_conditions(place, keys):
-        yield from map(tuple, connection.execute(query.where(are_some)))
+        for row in run(sa.select(*place, *referred).where(are_some)):
+            keys_by_value.setdefault(tuple(row[len(place) :]), []).append(tuple(row[: len(place)]))
+    is_itself = foreign_key.table.lower() == table.name.lower()
+    child = table if is_itself else sa.table(foreign_key.table)
+    columns = [_make_column(child, name) for name in foreign_key.columns]
+    own_key = place if is_itself else []  # a row may refer to itself
+    for are_some in make_conditions(columns, keys_by_value):
+        query = sa.select(*columns, *own_key).select_from(child).where(are_some).distinct()
+        for row in run(query):
+            for key in keys_by_value.get(tuple(row[: len(columns)]), ()):
+                if not is_itself or key != tuple(row[len(columns) :]):
+                    yield key
+
+
+def _make_column(table: sa.FromClause, name: str) -> sa.ColumnClause[Any]:
+    """Make a column whose values are as SQLite stores them."""
+    return sa.column(name, sa.types.NullType(), _selectable=table)

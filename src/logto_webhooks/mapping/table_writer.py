@@ -292,7 +292,7 @@ class TableWriter(ABC):
         """Refuse to delete rows that others refer to, where SQLite doesn't."""
         deletions = [plan for plan in plans if plan.deleted_key]
         keys = [plan.deleted_key for plan in deletions]
-        problems = find_referring(self._connection, self.table, keys)
+        problems = find_referring(self._connection, self._run, self.table, keys)
         return {
             plan.logto_id: block(plan.state, "conflict", problems[plan.deleted_key])
             for plan in deletions
@@ -567,11 +567,11 @@ def block(state: RowState, new: Any, reason: str, blocked_by: str | None = None)
 def _is_equal(own: Any, value: Any, column_type: Any, dialect: sa.Dialect) -> bool:
     """Whether a value from the database is what was written: a database gives some back in another
     form. A boolean column gives back `True` for 1, for example, but JSON doesn't."""
-    implementation = _implementation_of(column_type)
+    implementation = implementation_of(column_type)
     if isinstance(implementation, sa.ARRAY):
         if isinstance(own, list | tuple) and isinstance(value, list | tuple | set | frozenset):
             return _has_equal_items(own, value, column_type, dialect)
-        implementation = _implementation_of(implementation.item_type)
+        implementation = implementation_of(implementation.item_type)
     if isinstance(own, dict) or isinstance(implementation, sa.JSON):
         return is_equal(own, value) or is_equal(own, _to_json_and_back(value, dialect))
     if isinstance(implementation, sa.Uuid):
@@ -631,7 +631,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
 
 
-def _implementation_of(column_type: Any) -> Any:
+def implementation_of(column_type: Any) -> Any:
     """Return the type that an application's own type is made of."""
     while isinstance(column_type, sa.types.TypeDecorator):
         column_type = column_type.impl_instance
