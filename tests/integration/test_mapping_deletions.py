@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterable
 from functools import partial
@@ -148,6 +149,85 @@ def test_an_email_of_a_deleted_user_is_free_if_it_is_set_to_null(
             if is_freed
             else [("ana", "ana@x", False)]
         )
+
+    Application.run(kind, tmp_path, live)
+
+
+def changes(ana: str, bo: str) -> dict[str, bytes]:
+    """Ana's email changes, she is deleted, and Bo gets her former email."""
+    return {
+        "change": make.user_data_updated(id=ana, email=f"new {ana}@x", at=2_000).body,
+        "delete": make.user_deleted(id=ana, at=3_000).body,
+        "other": make.user_created(id=bo, email=f"{ana}@x", at=4_000).body,
+    }
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("when_deleted", [{"active": False}, "keep", "unlink"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_row_of_a_deleted_user_has_the_last_values(
+    kind: StoreKind, when_deleted: Any, together: bool, tmp_path: Path
+) -> None:
+    """In any order, so that an email that the user gave up is free. A row that was unlinked before
+    it is known isn't written any more."""
+
+    async def live(application: Application) -> None:
+        copy = Copy(await application.map(when_deleted=when_deleted))
+        expected: list[tuple[str, bool]] = []
+        for n, order in enumerate(itertools.permutations(("change", "delete", "other"))):
+            await copy.take([created(f"ana{n}")])
+            told = changes(f"ana{n}", f"bo{n}")
+            bodies = [told[name] for name in order]
+            for some in [bodies] if together else [[body] for body in bodies]:
+                await copy.take(some)
+            is_active = when_deleted != {"active": False}
+            expected.append((f"ana{n}@x", True))
+            is_late = order.index("delete") < order.index("change")
+            if when_deleted != "unlink" or together or not is_late:
+                expected.append((f"new ana{n}@x", is_active))
+        await retry_unsettled(application.host, application.mappings)
+        assert application.rows(application.users, "email", "active") == sorted(expected)
+
+    Application.run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["another user's", "the application's own"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_last_values_that_are_refused_hold_nothing_up(
+    kind: StoreKind, is_known: bool, tmp_path: Path
+) -> None:
+    """Somebody else has the email by now, so only what `when_deleted` says is written."""
+
+    async def live(application: Application) -> None:
+        copy = Copy(await application.map(when_deleted={"active": False}))
+        await copy.take([created("ana")])
+        if is_known:
+            await copy.take([make.user_created(id="bo", email="new ana@x", at=1_000).body])
+        else:
+            own = {"email": "new ana@x", "plan": "paid", "active": True}
+            with application.engine.begin() as connection:
+                connection.execute(sa.insert(application.users).values(own))
+        told = changes("ana", "bo")
+        await copy.take([told["change"], told["delete"]])
+        rows = application.rows(application.users, "email", "active")
+        assert rows == [("ana@x", False), ("new ana@x", True)]
+        assert "conflict" not in await states_of(application.host, application.users)
+
+    Application.run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_command_fills_no_row_of_a_deleted_user(kind: StoreKind, tmp_path: Path) -> None:
+    """The application may have emptied it since."""
+
+    async def live(application: Application) -> None:
+        copy = Copy(await application.map(when_deleted={"active": False}))
+        await copy.take([created("ana")])
+        await copy.take([deleted("ana")])
+        with application.engine.begin() as connection:
+            connection.execute(sa.update(application.users).values(email=None))
+        await application.apply_again()
+        assert application.rows(application.users, "email", "active") == [(None, False)]
 
     Application.run(kind, tmp_path, live)
 

@@ -169,6 +169,7 @@ class EntityWriter(TableWriter):
         deleted = [i for i, row in rows.items() if row.deleted_at is not None]
         gone = [i for i in deleted if i in own_rows and i not in self._repeated]
         stopped = self._stop_deletions(gone, states)
+        last = self._find_last_values({i: rows[i] for i in gone if i not in stopped})
         plans = put_off
         for logto_id, row in rows.items():
             state = states.get(logto_id) or RowState(logto_id=logto_id)
@@ -186,8 +187,7 @@ class EntityWriter(TableWriter):
                 plans.append(refuse(state, "conflict", describe_null(self._primary_key)))
                 continue
             if row.deleted_at is not None:
-                deletion = None if own is None else self._plan_deletion(logto_id, own, state)
-                plans.append(deletion or self._plan_nothing(state, own))
+                plans.append(self._plan_deletion(state, own, last.get(logto_id, {})))
                 continue
             plans.append(self._plan_row(state, values[logto_id], own, linked.get(logto_id)))
         return plans
@@ -291,29 +291,42 @@ class EntityWriter(TableWriter):
             return encode_id(self._key_of(link))
         return link.blocked_by if isinstance(link, NoLink) else None
 
+    def _find_last_values(self, deleted: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Return the values that deleted records had last. If a record changed shortly before, or
+        that is known only now, the row would keep former values, such as an email that others can
+        have. A command doesn't write them: by then, the application may have emptied the row."""
+        if self._is_over_all or self._mapping.when_deleted == "delete":
+            return {}
+        evaluated = self._call(self._mapping.evaluate, deleted)
+        return {i: own.columns for i, own in evaluated.items() if isinstance(own, OwnValues)}
+
     def _plan_deletion(
-        self, logto_id: str, own: sa.RowMapping, state: RowState
-    ) -> PlannedRow | None:
-        action, key = self._mapping.when_deleted, self._key_of(own)
-        after = RowState(logto_id=logto_id, row_id=encode_id(key))
-        if action == "keep":
-            return None
+        self, state: RowState, own: sa.RowMapping | None, last: Mapping[str, Any]
+    ) -> PlannedRow:
+        if own is None:
+            return self._plan_nothing(state, None)
+        logto_id, action, key = state.logto_id, self._mapping.when_deleted, self._key_of(own)
         if action == "delete":  # its primary key may be used again
             gone = RowState(logto_id=logto_id)
             return PlannedRow(
                 logto_id=logto_id, action="delete", deletes=True, primary_key=key, state=gone
             )
-        values = self._key_values(None, own) if action == "unlink" else dict(action)
-        differing = self._find_differing(values, own)
+        values: dict[str, Any] = {}
+        if action == "unlink":
+            values = self._key_values(None, own)
+        elif action != "keep":
+            values = dict(action)
+        differing = self._find_differing({**last, **values}, own)
         if not differing:
-            return None
+            return self._plan_nothing(state, own)
         return PlannedRow(
             logto_id=logto_id,
             action="update",
             deletes=action == "unlink",
             primary_key=key,
             values=differing,
-            state=after,
+            at_least={name: value for name, value in differing.items() if name in values},
+            state=RowState(logto_id=logto_id, row_id=self._id_after(own, differing)),
         )
 
     def _lock_own(self, ids: Sequence[str]) -> tuple[dict[str, sa.RowMapping], set[str]]:
@@ -434,6 +447,8 @@ class EntityWriter(TableWriter):
         """Try once more together with the rows that have the values it wants."""
         if not isinstance(error, RowRejected):
             return super()._settle_refusal(plan, error)
+        if plan.at_least is not None:
+            return self._write_in_time([_reduce(plan)])
         holder = self._find_holder(plan)
         ring = self._find_ring(plan) if holder is not None else []
         if len(ring) > 1:
@@ -509,6 +524,8 @@ class EntityWriter(TableWriter):
             holder, unique = taken[plan.logto_id]
             if owners.get(holder) or not unique.is_sure:
                 states |= self._write_in_time([plan])
+            elif plan.at_least is not None:
+                states |= self._write_in_time([_reduce(plan)])
             else:
                 problem = TAKEN.format(unique.column.name)
                 states[plan.logto_id] = block(plan.state, "conflict", problem, holder)
@@ -677,6 +694,11 @@ class EntityWriter(TableWriter):
 def is_compared(state: RowState) -> bool:
     """Whether it is known which existing row an owed record wants, if any."""
     return state.row_id is not None or (state.reason or "").startswith(_COMPARED)
+
+
+def _reduce(plan: PlannedRow) -> PlannedRow:
+    """Leave out the values that needn't be written."""
+    return replace(plan, values=plan.at_least or {}, at_least=None)
 
 
 def _make_placeholder(column: sa.Column[Any], logto_id: str) -> Any:

@@ -84,7 +84,8 @@ Action = Literal["insert", "update", "delete", "nothing"]
 class PlannedRow(Struct, frozen=True, kw_only=True):
     """What is to be done with one record's row. `links` says that an existing row is taken over,
     `deletes` that a row of a deleted record is deleted or unlinked. `replaces` is the primary key
-    of a former row, which is deleted with it."""
+    of a former row, which is deleted with it. `at_least` are those of the values that are written
+    even if the others are refused; None if all must be."""
 
     logto_id: str
     action: Action
@@ -93,6 +94,7 @@ class PlannedRow(Struct, frozen=True, kw_only=True):
     primary_key: tuple[Any, ...] = ()
     values: dict[str, Any] = {}
     replaces: tuple[Any, ...] = ()
+    at_least: dict[str, Any] | None = None
     state: RowState
 
     @property
