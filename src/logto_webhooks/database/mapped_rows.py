@@ -125,15 +125,16 @@ class RowState(Struct, frozen=True, kw_only=True):
     `record_id` is set for a role: `logto_id` then is the id of its user or membership, and its own.
     `row_id` is the primary key of the application's row, as JSON; also of a row that had Logto's
     id before and has it no longer. `ends` is set for a membership or a role: what the columns that
-    say whose row it is held when it was written, as JSON. `blocked_by` names what must change
-    first: another row, by its primary key, a record, by its key, or one of SECOND_ANSWER,
-    PERMISSION, ALONE, ALONE_HELD and ALONE_ALLOWED.
+    say whose row it is held when it was written, as JSON. `role` is a role's name. `blocked_by`
+    names what must change first: another row, by its primary key, a record, by its key, or one of
+    SECOND_ANSWER, PERMISSION, ALONE, ALONE_HELD and ALONE_ALLOWED.
     """
 
     logto_id: str
     record_id: str | None = None
     row_id: str | None = None
     ends: str | None = None
+    role: str | None = None
     state: State = "ok"
     reason: str | None = None
     blocked_by: str | None = None
@@ -676,7 +677,7 @@ def _make_save(dialect: str) -> Any:
     insert = insert_into(mapped_rows, dialect).values(
         changed_at=now(), **{name: sa.bindparam(f"new_{name}") for name in names}
     )
-    changed: dict[str, Any] = {name: insert.excluded[name] for name in ("row_id", "ends")}
+    changed: dict[str, Any] = {name: insert.excluded[name] for name in ("row_id", "ends", "role")}
     changed["changed_at"] = _next_change()
     for name in ("state", "reason", "blocked_by"):
         changed[name] = sa.case((_is_owed_since, mapped_rows.c[name]), else_=insert.excluded[name])

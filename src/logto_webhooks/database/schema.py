@@ -231,7 +231,7 @@ mapped_rows = sa.Table(
     "logto_mapped_rows",
     metadata,
     *_keys(sa.Text, "logto_id", "mapping"),
-    *_optional(sa.Text, "record_id", "row_id", "ends"),
+    *_optional(sa.Text, "record_id", "row_id", "ends", "role"),
     *_required(sa.Text, "kind", "state"),
     *_optional(sa.Text, "reason", "blocked_by"),
     *_required(Millis, "changed_at"),

@@ -65,11 +65,9 @@ class Mappings:
             raise InvalidMapping(table=mapping.name, problem="it is mapped already")
         for pair in [*self.pairs, *([] if isinstance(mapping, EntityMapping) else [mapping])]:
             _check_ends(pair, [*self.all, mapping])
-        if isinstance(mapping, EntityMapping):
-            for other in [*self.all, mapping]:
-                _check_cascades(mapping, other)
-        for entity in self.entities:
-            _check_cascades(entity, mapping)
+        for other in [*self.all, mapping]:
+            _check_cascades(mapping, other)
+            _check_cascades(other, mapping)
         if isinstance(mapping, EntityMapping):
             self.entities.append(mapping)
             return
@@ -390,15 +388,17 @@ def _check_unchanging(
         raise InvalidMapping(table=pair.name, problem=problem)
 
 
-def _check_cascades(parent: EntityMapping, child: EntityMapping | PairMapping) -> None:
+def _check_cascades(
+    parent: EntityMapping | PairMapping, child: EntityMapping | PairMapping
+) -> None:
     """Check that deleting a row of one table deletes none of another: its user, organization or
     membership still exists. Raises InvalidMapping."""
-    if parent.when_deleted != "delete":
+    if isinstance(parent, EntityMapping) and parent.when_deleted != "delete":
         return
     if isinstance(child, PairMapping):
         # Rows that refer to the deleted one as theirs were deleted before.
         ends = [end.column for end in child.ends]
-        is_told = any(end.kind == parent.kind for end in child.ends)
+        is_told = any(end.kind == _name_kind(parent) for end in child.ends)
         cascading = _list_cascading(parent.table, [child.table]) if is_told else []
         cascading = [column for column in cascading if not any(column is end for end in ends)]
     else:
@@ -408,7 +408,7 @@ def _check_cascades(parent: EntityMapping, child: EntityMapping | PairMapping) -
         problem = (
             f"because of ON DELETE CASCADE on {column.name}, a row would also be deleted when one "
             f"of {parent.name} is, although its own record still exists: use ON DELETE SET NULL, "
-            f'or pass when_deleted="unlink" or "keep" for {parent.name}'
+            f"or another when_deleted, if rows of {parent.name} needn't be deleted"
         )
         raise InvalidMapping(table=child.name, problem=problem)
 

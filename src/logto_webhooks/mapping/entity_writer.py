@@ -37,6 +37,7 @@ from logto_webhooks.mapping.json_keys import change_document, find_key, make_cha
 from logto_webhooks.mapping.links import COMPARING, LOCKED, UNCOMPARED, LinkFinder, Links, NoLink
 from logto_webhooks.mapping.mirror import find_present, has_unknown, read_rows
 from logto_webhooks.mapping.primary_keys import describe_null, describe_several, make_conditions
+from logto_webhooks.mapping.references import follows_updates
 from logto_webhooks.mapping.row_limits import RowLimits
 from logto_webhooks.mapping.table_writer import (
     NOT_KEPT,
@@ -165,7 +166,7 @@ class EntityWriter(TableWriter):
         unread |= {plan.logto_id for plan in put_off if not is_compared(plan.state)}
         linked = self._find_links(unlinked, has_uncompared=bool(unread))
         had_one = [i for i in has_none if i in wanted and i not in linked and i in states]
-        linked |= self._find_former({i: wanted[i] for i in had_one}, states)
+        linked |= self._find_former({i: wanted[i] for i in had_one}, rows, states)
         deleted = [i for i, row in rows.items() if row.deleted_at is not None]
         gone = [i for i in deleted if i in own_rows and i not in self._repeated]
         stopped = self._stop_deletions(gone, states)
@@ -380,7 +381,10 @@ class EntityWriter(TableWriter):
         return finder.find(rows)
 
     def _find_former(
-        self, values: Mapping[str, OwnValues], states: Mapping[str, RowState]
+        self,
+        values: Mapping[str, OwnValues],
+        rows: Mapping[str, Any],
+        states: Mapping[str, RowState],
     ) -> Links:
         """Find the rows that records had before they were unlinked, and lock them. The application
         may have given such a row to somebody else, or emptied it, and a database can use its
@@ -397,13 +401,14 @@ class EntityWriter(TableWriter):
         same = {
             key: i
             for key, i in keys.items()
-            if i in found and self._has_same_texts(values[i], found[i])
+            if i in found and self._has_same_texts(values[i], found[i], rows[i])
         }
         locking = query.with_for_update(skip_locked=True, key_share=True)
         locked = self._find_by_keys(locking, same)
         return {
             id_: row
-            if (row := locked.get(id_)) is not None and self._has_same_texts(values[id_], row)
+            if (row := locked.get(id_)) is not None
+            and self._has_same_texts(values[id_], row, rows[id_])
             else NoLink(SKIPPED, "owed", before[id_])
             for id_ in same.values()
         }
@@ -420,14 +425,16 @@ class EntityWriter(TableWriter):
             if (row_id := encode_id(self._key_of(row))) in records
         }
 
-    def _has_same_texts(self, values: OwnValues, own: sa.RowMapping) -> bool:
-        """Whether all texts that a mapping keeps equal are equal, and there is one."""
+    def _has_same_texts(self, values: OwnValues, own: sa.RowMapping, record: Any) -> bool:
+        """Whether all texts that a mapping keeps equal are equal, and at least one tells who it is:
+        many can have the same status, for example."""
         texts = {
             name: value
             for name, value in values.columns.items()
             if isinstance(value, str) and value
         }
-        return bool(texts) and not self._find_differing(texts, own)
+        names = {getattr(record, name, None) for name in ("username", "email", "phone", "name")}
+        return not names.isdisjoint(texts.values()) and not self._find_differing(texts, own)
 
     def _find_obstacle(self, ids: Collection[str], *, has_uncompared: bool) -> str | None:
         """Return why no row is linked yet: others may want it, but haven't been compared."""
@@ -569,7 +576,9 @@ class EntityWriter(TableWriter):
         try:
             self._write_ring(ring, _make_placeholder)
         except RowRejected:
-            if not self._limits.can_go_on:
+            # Other rows would lose what they refer to.
+            is_followed = follows_updates(self._connection, self.table, self._schemas)
+            if is_followed or not self._limits.can_go_on:
                 raise
             self._write_ring(ring, _make_null)
 
@@ -665,16 +674,13 @@ class EntityWriter(TableWriter):
 
     def find_former(self, ends: Collection[Former], column: sa.Column[Any]) -> set[Former]:
         """Return which values of the column still mean these records: no row has them, or one that
-        was unlinked, because the record is, or was, deleted."""
+        was unlinked."""
         query = sa.select(column).where(column.in_({value for value, _ in ends}))
         there = set(self._run(query).scalars())
         gone = {end for end in ends if end[0] not in there}
         if self._mapping.when_deleted != "unlink":
             return gone
-        ids = {id_ for _, id_ in ends}
-        rows = read_rows(self._connection, self.kind, ids)
-        living = {id_ for id_, row in rows.items() if row.deleted_at is None}
-        unlinked = ids - living | self._states.find_deleted(living)
+        unlinked = self._states.find_deleted({id_ for _, id_ in ends})
         return gone | {end for end in ends if end[1] in unlinked}
 
     def find_excluded(self, ids: Sequence[str]) -> set[str]:

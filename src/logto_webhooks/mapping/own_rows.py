@@ -37,14 +37,18 @@ def find_own_row(connection: sa.Connection, mapping: EntityMapping, logto_id: st
     if row is None:
         reason = f"the {mapping.kind} isn't known yet"
         return OwnRow(state="waits", reason=reason, is_known=False)
-    stored = StateStore(connection, mapping.name, mapping.kind).find([logto_id]).get(logto_id)
+    states = StateStore(connection, mapping.name, mapping.kind)
+    stored = states.find([logto_id]).get(logto_id)
     is_deleted = row.deleted_at is not None
-    if stored is not None and stored.row_id is not None:
-        unlinked = is_deleted and mapping.when_deleted == "unlink"
-        primary_key = None
-        if unlinked:
-            decoded = decode_ids([stored.row_id], mapping.primary_key, connection.dialect)
-            primary_key = decoded.get(stored.row_id)
+    row_id = None if stored is None else stored.row_id
+    primary_key = None
+    if stored is not None and row_id is not None and is_deleted:
+        if mapping.when_deleted == "unlink" and states.find_deleted([logto_id]):
+            decoded = decode_ids([row_id], mapping.primary_key, connection.dialect)
+            primary_key = decoded.get(row_id)
+        elif mapping.when_deleted == "unlink" and stored.is_settled:
+            row_id = None  # the application deleted the row, so another one may have its key
+    if stored is not None and row_id is not None:
         return OwnRow(
             state="here",
             reason=_explain_deletion(mapping, stored),

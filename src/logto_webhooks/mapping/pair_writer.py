@@ -293,7 +293,7 @@ class PairWriter(TableWriter):
 
     def _new_state(self, pair: Pair) -> RowState:
         record_id = None if pair.id == pair.record_id else pair.record_id
-        return RowState(logto_id=pair.id, record_id=record_id)
+        return RowState(logto_id=pair.id, record_id=record_id, role=getattr(pair.row, "name", None))
 
     def _plan(self, pairs: Sequence[Pair], stored: Mapping[str, RowState]) -> list[PlannedRow]:
         values = self._find_values(pairs)
@@ -494,13 +494,13 @@ class PairWriter(TableWriter):
         return {i: own_rows[ends] for i, ends in filled.items() if ends in own_rows}
 
     def _name_ends(self, state: RowState) -> list[str | None]:
-        """Return the ids of the ends of a pair; None for a role's name, which isn't stored."""
+        """Return the ids of the ends of a pair, or the name of a role that is found by it."""
         record_id = state.record_id or state.logto_id
         key = Key(self.kind, record_id)
         ids: dict[str, str] = {end.kind: end.id for end in key.ends}
         ids |= {"member": record_id, "role": state.logto_id.removeprefix(f"{record_id}:")}
         return [
-            None if isinstance(end, RoleEnd) and end.by == "name" else ids[end.kind]
+            state.role if isinstance(end, RoleEnd) and end.by == "name" else ids[end.kind]
             for end, _ in self._ends
         ]
 

@@ -1,4 +1,4 @@
-"""Find the rows of SQLite that refer to rows which are to be deleted.
+"""Find what refers to the rows of a table in the database.
 
 SQLite checks foreign keys only if the application has turned that on, and then doesn't say which
 table refers to a row.
@@ -22,6 +22,16 @@ _LEFT_ALONE: Final = (
 _KEEPING: Final = ("NO ACTION", "RESTRICT")
 
 
+_FOLLOWING: Final = ("CASCADE", "SET NULL", "SET DEFAULT")
+# As PostgreSQL abbreviates these.
+_FOLLOWED_ON_POSTGRESQL: Final = """
+    SELECT EXISTS (
+        SELECT FROM pg_constraint
+        WHERE contype = 'f' AND confupdtype IN ('c', 'n', 'd') AND confrelid = to_regclass(:name)
+    )
+"""
+
+
 class _ForeignKey(Struct, frozen=True):
     """A foreign key of a table, with the names of its own columns and of those it refers to."""
 
@@ -29,6 +39,21 @@ class _ForeignKey(Struct, frozen=True):
     columns: tuple[str, ...]
     referred: tuple[str, ...]
     on_delete: str
+    on_update: str
+
+
+def follows_updates(connection: sa.Connection, table: sa.Table, schemas: Any) -> bool:
+    """Return whether rows that refer to a table's rows change with these (ON UPDATE). `schemas` is
+    the `schema_translate_map` of the application's engine."""
+    if connection.dialect.name == "sqlite":
+        keys = _list_foreign_keys(connection, table)
+        return any(key.on_update in _FOLLOWING for key in keys)
+    preparer = connection.dialect.identifier_preparer
+    schema = (schemas or {}).get(table.schema, table.schema)
+    name = preparer.quote(table.name)
+    full_name = f"{preparer.quote_schema(schema)}.{name}" if schema else name
+    query = sa.text(_FOLLOWED_ON_POSTGRESQL)
+    return bool(connection.scalar(query, {"name": full_name}))
 
 
 def find_referring(
@@ -73,7 +98,8 @@ def _list_foreign_keys(connection: sa.Connection, parent: sa.Table) -> Iterator[
             named = [row["to"] for row in rows]
             referred = tuple(primary_key if None in named else named)
             if len(columns) == len(referred) and known.issuperset(map(str.lower, referred)):
-                yield _ForeignKey(name, columns, referred, rows[0]["on_delete"])
+                actions = (rows[0]["on_delete"], rows[0]["on_update"])
+                yield _ForeignKey(name, columns, referred, *actions)
 
 
 def _find_referred(

@@ -135,6 +135,7 @@ class TableWriter(ABC):
         self._inserted: dict[str, str] = {}  # primary keys of new rows, as text
         self._limits = limits or RowLimits(connection)
         self._has_functions = mapping.has_functions
+        self._has_conflict_clause: bool | None = None  # of a constraint; unknown yet
 
     def _call(
         self, function: Callable[[Any], T], rows: Mapping[str, Any]
@@ -389,7 +390,7 @@ class TableWriter(ABC):
             if plan.action == "insert":
                 inserts.setdefault(tuple(sorted(plan.values)), []).append(plan.values)
         for rows in inserts.values():
-            self._run_rows(_on_conflict_abort(sa.insert(self.table)), rows)
+            self._run_rows(self._abort_on_conflict(sa.insert(self.table)), rows)
         if inserts:
             self._note_inserted([plan for plan in plans if plan.action == "insert"])
 
@@ -443,12 +444,24 @@ class TableWriter(ABC):
                 for row, plan in zip(values, group, strict=True)
             ]
             update = sa.update(self.table).where(where).values(sets)
-            count = self._run_rows(_on_conflict_abort(update), rows)
+            count = self._run_rows(self._abort_on_conflict(update), rows)
             # If some weren't changed, they are written one by one.
             is_kept = self._differ(group) if count is None else count < len(group)
             if is_kept:
                 raise RowRejected(problem=NOT_CHANGED)
             self._check_count(count, len(group))
+
+    def _abort_on_conflict(self, statement: Any) -> Any:
+        """On SQLite, let a constraint refuse a row that says ON CONFLICT REPLACE or IGNORE: others'
+        rows would be deleted, or this one not written, and nobody told. Where no constraint says
+        so, leave the statement as it is, because triggers would inherit what it says."""
+        if self._connection.dialect.name != "sqlite":
+            return statement
+        if self._has_conflict_clause is None:
+            query = sa.text("SELECT sql FROM sqlite_master WHERE lower(name) = lower(:name)")
+            sql = self._connection.scalar(query, {"name": self.table.name}) or ""
+            self._has_conflict_clause = "ON CONFLICT" in " ".join(sql.upper().split())
+        return statement.prefix_with("OR ABORT") if self._has_conflict_clause else statement
 
     def _make_assignment(self, name: str, parameter: str) -> sa.ColumnElement[Any]:
         """Make what a column is set to, from a parameter."""
@@ -553,12 +566,6 @@ def check_constraints(connection: sa.Connection) -> None:
     in_session = connection.get_execution_options().get(INTERNAL)
     if connection.dialect.name == "postgresql" and not in_session:
         connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
-
-
-def _on_conflict_abort(statement: Any) -> Any:
-    """On SQLite, let a unique constraint refuse a row that says ON CONFLICT REPLACE or IGNORE:
-    others' rows would be deleted, or this one not written, and nobody told."""
-    return statement.prefix_with("OR ABORT", dialect="sqlite")
 
 
 def block(state: RowState, new: Any, reason: str, blocked_by: str | None = None) -> RowState:

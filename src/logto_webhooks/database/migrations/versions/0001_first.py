@@ -236,7 +236,7 @@ def _mapped_rows() -> None:
     op.create_table(
         table,
         *_key("logto_id", "mapping"),
-        *_optional(Text, "record_id", "row_id", "ends"),
+        *_optional(Text, "record_id", "row_id", "ends", "role"),
         _column("kind", Text),
         _column("state", Text),
         *_optional(Text, "reason", "blocked_by"),
