@@ -8,14 +8,22 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from logto_webhooks.mapping.declare_pairs import declare_members
+from logto_webhooks.mapping.declare_pairs import declare_members, declare_user_roles
 from logto_webhooks.testing import make
-from tests.integration.test_mapping_deletions import created, founded, joined, states_of
+from tests.integration.test_mapping_deletions import (
+    created,
+    deleted,
+    founded,
+    joined,
+    states_of,
+)
+from tests.integration.test_mapping_references import enforce_foreign_keys
 from tests.integration.test_mapping_roles import (
     RoleApplication,
     read_member_roles,
     read_user_roles,
 )
+from tests.integration.test_mapping_skipped import enforce_keys
 from tests.support.mapped_application import KINDS, PLAN, Application, learn
 from tests.support.stores import Copy, StoreKind
 
@@ -81,31 +89,114 @@ def test_a_row_that_the_application_gave_to_others_is_its_own(
     Application.run(kind, tmp_path, live)
 
 
+@pytest.mark.parametrize("when_deleted", ["delete", "unlink"])
+@pytest.mark.parametrize("then", ["goes on", "is over", "its user is deleted"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_user_of_the_applications_own_with_a_former_primary_key(
-    kind: StoreKind, tmp_path: Path
+    kind: StoreKind, then: str, when_deleted: str, tmp_path: Path
 ) -> None:
     """Nothing tells such a user's membership from that of Logto's user, except that the user
     wasn't unlinked by us."""
 
     async def live(application: Application) -> None:
-        copy, own = await start(application), application.members
+        own, users = application.members, application.users
+        copy = Copy(await application.map(when_deleted=when_deleted))
+        await copy.take([founded("acme"), created("u1"), joined("acme", ["u1"])])
         [(row_id, team, user_id)] = application.rows(own, "id", "team_id", "user_id")
         row = {"id": row_id, "team_id": team, "user_id": user_id, "role": "guest"}
         write(
             application,
             sa.delete(own),
-            sa.delete(application.users),
-            sa.insert(application.users).values(OWN | {"id": user_id}),
+            sa.delete(users),
+            sa.insert(users).values(OWN | {"id": user_id}),
             sa.insert(own).values(row),
-            sa.insert(application.users).values(PLAN | {"id": user_id + 1, "logto_user_id": "u1"}),
         )
-        await application.apply_again()
-        assert application.rows(own, "user_id") == [(user_id,), (user_id + 1,)]
-        await copy.take([LEFT])
-        assert application.rows(own, "id", "user_id") == [(row_id, user_id)]
+        if then == "goes on":
+            new = PLAN | {"id": user_id + 1, "logto_user_id": "u1"}
+            write(application, sa.insert(users).values(new))
+            await application.apply_again()
+            assert application.rows(own, "user_id") == [(user_id,), (user_id + 1,)]
+        else:
+            await copy.take([LEFT if then == "is over" else deleted("u1", 400_000)])
+            assert application.rows(own, "user_id") == [(user_id,)]
+        assert (row_id, user_id, "guest") in application.rows(own, "id", "user_id", "role")
 
     Application.run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_member_whose_users_row_is_gone(kind: StoreKind, tmp_path: Path) -> None:
+    """The row of the membership is still Logto's, where no foreign key has deleted it."""
+
+    async def live(application: Application) -> None:
+        seats = sa.Table(
+            "seats",
+            application.metadata,
+            sa.Column("id", sa.Integer, primary_key=True),
+            sa.Column("team", sa.Text),
+            sa.Column("user_id", sa.ForeignKey(application.users.c.id)),
+        )
+        seats.create(application.engine)
+        if kind != "sqlite":
+            drop = "ALTER TABLE app.seats DROP CONSTRAINT seats_user_id_fkey"
+            write(application, sa.text(drop))
+        users, teams, _ = application.declare().all
+        members = declare_members(seats, organization="team", user="user_id")
+        copy = Copy(await application.map_tables(users, teams, members))
+        await application.apply_all()
+        await copy.take([founded("acme"), created("u1"), joined("acme", ["u1"])])
+        before = application.rows(seats, "id")
+        change = sa.update(application.users).values(id=500)
+        write(application, change)
+        await application.apply_again()
+        assert application.rows(seats, "id") == before
+        assert application.rows(seats, "user_id") == [(500,)]
+        write(application, sa.delete(application.users))
+        await copy.take([LEFT])
+        assert application.rows(seats, "id") == []
+
+    Application.run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_role_of_the_application_that_got_another_primary_key(
+    kind: StoreKind, tmp_path: Path
+) -> None:
+    """With ON UPDATE CASCADE, the rows of users have it, too. They are found by the role's name."""
+
+    async def live(application: RoleApplication) -> None:
+        metadata = application.metadata
+        ranks = sa.Table(
+            "ranks",
+            metadata,
+            sa.Column("code", sa.Text, primary_key=True),
+            sa.Column("name", sa.Text, unique=True),
+        )
+        key = sa.ForeignKey(ranks.c.code, onupdate="CASCADE")
+        of_users = sa.Table(
+            "user_ranks",
+            metadata,
+            sa.Column("user_id", sa.ForeignKey(application.users.c.id), primary_key=True),
+            sa.Column("code", key, primary_key=True),
+        )
+        metadata.create_all(application.engine)
+        write(application, sa.insert(ranks).values(code="adm", name="admin"))
+        users, *_ = application.declare().all
+        roles = declare_user_roles(of_users, user="user_id", role="code")
+        host = await application.map_tables(users, roles)
+        await application.apply_all()
+        if kind == "sqlite":
+            enforce_foreign_keys(application)
+            sa.event.listen(application.engine, "connect", enforce_keys)
+            application.engine.dispose()
+        await Copy(host).take([created("ana")])
+        await learn(host, read_user_roles("ana", {"r1": "admin"}, 300_000))
+        write(application, sa.update(ranks).values(code="administrator"))
+        assert application.rows(of_users, "code") == [("administrator",)]
+        await learn(host, read_user_roles("ana", {}, 400_000))
+        assert application.rows(of_users, "code") == []
+
+    RoleApplication.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("is_over", [True, False], ids=["over", "goes on"])
@@ -192,6 +283,8 @@ def test_the_row_of_a_renamed_role_stays(
             sa.Column("role_id", sa.ForeignKey(application.member_roles.c.id, ondelete=ondelete)),
         )
         tasks.create(application.engine)
+        if kind == "sqlite":
+            enforce_foreign_keys(application)
         await Copy(host).take([founded("acme"), created("ana"), joined("acme", ["ana"])])
         await learn(host, read_member_roles({"o1": "admin"}, 300_000))
         await learn(host, read_user_roles("ana", {"r1": "editor"}, 300_000))

@@ -260,3 +260,55 @@ def test_a_conflict_on_sqlite_deletes_no_row(action: str, tmp_path: Path) -> Non
         assert await states_of(application.host, people) == {"conflict": 2}
 
     Application.run("sqlite", tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_swapped_values_that_only_null_could_free(kind: StoreKind, tmp_path: Path) -> None:
+    """Rows that refer to them would lose them, so it is a conflict."""
+
+    async def live(application: Application) -> None:
+        people = sa.Table(
+            "people",
+            application.metadata,
+            sa.Column("id", sa.Integer, primary_key=True),
+            sa.Column("logto_id", sa.Text),
+            sa.Column("email", sa.Text, unique=True),
+            sa.CheckConstraint("email LIKE '%@%'"),
+        )
+        key = sa.ForeignKey(people.c.email, onupdate="CASCADE")
+        letters = sa.Table("letters", application.metadata, sa.Column("to", key))
+        application.metadata.create_all(application.engine)
+        if kind == "sqlite":
+            enforce_foreign_keys(application)
+        options: dict[str, Any] = {"columns": {"email": "email"}, "when_deleted": "delete"}
+        users = declare_entities("user", people, key="logto_id", **options)
+        copy = Copy(await application.map_tables(users))
+        await application.apply_all()
+        await copy.take([created("u1"), created("u2")])
+        with application.engine.begin() as connection:
+            connection.execute(sa.insert(letters), [{"to": "u1@x"}, {"to": "u2@x"}])
+        for name, email in (("u1", "u2@x"), ("u2", "u1@x")):
+            await copy.take([make.user_data_updated(id=name, email=email, at=3_000).body])
+        assert application.rows(letters, "to") == [("u1@x",), ("u2@x",)]
+        assert "conflict" in await states_of(application.host, people)
+
+    Application.run(kind, tmp_path, live)
+
+
+def test_a_trigger_of_sqlite_keeps_its_own_rules(tmp_path: Path) -> None:
+    """What is said of a statement also holds for those of its triggers."""
+
+    async def live(application: Application) -> None:
+        with application.engine.begin() as connection:
+            connection.execute(sa.text("CREATE TABLE domains (name TEXT PRIMARY KEY)"))
+            connection.execute(
+                sa.text(
+                    "CREATE TRIGGER note_domain AFTER INSERT ON users BEGIN"
+                    " INSERT OR IGNORE INTO domains VALUES ('x'); END"
+                )
+            )
+        await Copy(await application.map()).take([created("u1"), created("u2")])
+        assert len(application.rows(application.users, "id")) == 2
+        assert await states_of(application.host, application.users) == {"ok": 2}
+
+    Application.run("sqlite", tmp_path, live)

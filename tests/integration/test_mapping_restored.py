@@ -94,6 +94,35 @@ def test_a_row_that_became_another_is_not_taken(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_text_that_many_have_tells_nothing(kind: StoreKind, tmp_path: Path) -> None:
+    """The application deleted the row, and another one has its primary key."""
+
+    async def live(application: Application) -> None:
+        own = application.users
+        status = {own.c.plan: lambda user: "blocked" if user.is_suspended else "free"}
+        host = await application.map(
+            columns=status,
+            create_defaults={},
+            fill={own.c.active: lambda user: True},
+            when_deleted="unlink",
+        )
+        copy = Copy(host)
+        await copy.take([ANA])
+        await copy.take([DELETED])
+        [(row_id,)] = application.rows(own, "id")
+        other = {"id": row_id, "email": "carl@x.example", "plan": "free", "active": True}
+        with application.engine.begin() as connection:
+            connection.execute(sa.delete(own))
+            connection.execute(sa.insert(own).values(other))
+        await copy.take([RESTORED])
+        rows = dict(application.rows(own, "id", "logto_user_id"))
+        assert rows[row_id] is None
+        assert "ana" in rows.values()
+
+    Application.run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_membership_has_one_row_whatever_became_of_its_user(
     kind: StoreKind, tmp_path: Path
 ) -> None:

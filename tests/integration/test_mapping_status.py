@@ -116,6 +116,34 @@ def test_an_excluded_user_can_have_a_row_from_before(kind: StoreKind, tmp_path: 
     Application.run(kind, tmp_path, live)
 
 
+@pytest.mark.parametrize("is_deleted_here", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_handler_of_a_deletion_gets_only_a_row_that_was_unlinked(
+    kind: StoreKind, is_deleted_here: bool, tmp_path: Path
+) -> None:
+    """If the application had deleted it, another row may have its primary key by now."""
+
+    async def live(application: Application) -> None:
+        own = application.users
+        copy = Copy(await application.map(when_deleted="unlink"))
+        await copy.take([make.user_created(id="ana", at=1_000).body])
+        [(row_id,)] = application.rows(own, "id")
+        if is_deleted_here:
+            with application.engine.begin() as connection:
+                connection.execute(sa.delete(own))
+                values = {"id": row_id, "plan": "paid", "active": True}
+                connection.execute(sa.insert(own).values(values))
+        await copy.take([make.user_deleted(id="ana", at=400_000).body])
+        [users, *_] = application.mappings.entities
+        row = await application.host.read(
+            lambda store: find_own_row(store.connection, users, "ana")
+        )
+        expected = ("absent", None) if is_deleted_here else ("here", (row_id,))
+        assert (row.state, row.primary_key) == expected
+
+    Application.run(kind, tmp_path, live)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_where_that_excludes_all_is_known(kind: StoreKind, tmp_path: Path) -> None:
     """Not if there are no users, if one is wanted, or if only `create=False` excludes them."""

@@ -490,3 +490,31 @@ def test_a_column_with_two_foreign_keys_refers_to_the_mapped_table() -> None:
         )
         mapping = declare_members(seats, organization="team", user="person")
         assert mapping.ends[1].find_referred([people]) is own
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_row_that_would_go_with_a_membership_is_refused(is_first: bool) -> None:
+    """Such as that of a user whose present team is a membership."""
+    metadata = sa.MetaData()
+    seats = sa.Table(
+        "seats",
+        metadata,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("team", sa.Text),
+        sa.Column("person", sa.Text),
+    )
+    people = sa.Table(
+        "people",
+        metadata,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("logto_id", sa.Text),
+        sa.Column("seat", sa.ForeignKey(seats.c.id, ondelete="CASCADE")),
+    )
+    options: dict[str, Any] = {"key": "logto_id", "columns": {}, "when_deleted": "keep"}
+    users = declare_entities("user", people, **options)
+    members = declare_members(seats, organization="team", user="person")
+    first, second = (users, members) if is_first else (members, users)
+    mappings = Mappings()
+    mappings.add(first)
+    with pytest.raises(InvalidMapping, match="ON DELETE CASCADE on seat"):
+        mappings.add(second)
