@@ -195,8 +195,9 @@ class RowWaits(LogtoWebhooksError):
 
 
 class UserNotReady(LogtoWebhooksError):
-    """The user {id} has no row in {table} yet: {reason}. Answer 503 with Retry-After. To read such
-    users from Logto immediately, set LOGTO_ENDPOINT, LOGTO_M2M_APP_ID and LOGTO_M2M_APP_SECRET."""
+    """The user {id} has no row in {table} yet: {reason}. Answer 503 with Retry-After. If
+    LOGTO_ENDPOINT, LOGTO_M2M_APP_ID and LOGTO_M2M_APP_SECRET are set, such users are first read
+    from Logto."""
 
     id: str
     table: str

@@ -145,6 +145,26 @@ def test_a_handler_of_a_deletion_gets_only_a_row_that_was_unlinked(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_user_is_shown_with_why_its_row_is_not_written(kind: StoreKind, tmp_path: Path) -> None:
+    """Others aren't."""
+
+    async def live(application: Application) -> None:
+        copy = Copy(await application.map())
+        with application.engine.begin() as connection:
+            taken = {"email": "ana@x", "plan": "paid", "active": True}
+            connection.execute(sa.insert(application.users).values(taken))
+        people = {"ana": "ana@x", "bo": "bo@x"}
+        bodies = [make.user_created(id=i, email=e, at=1_000).body for i, e in people.items()]
+        await copy.take(bodies)
+        found = await application.host.read(lambda store: store.find("user", "@x", 2))
+        shown = {user.row["logto_user_id"]: user.own_rows for user in found}
+        reason = "conflict, another row has the value of email"
+        assert shown == {"ana": [f"{application.users.fullname}: {reason}"], "bo": []}
+
+    Application.run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_where_that_excludes_all_is_known(kind: StoreKind, tmp_path: Path) -> None:
     """Not if there are no users, if one is wanted, or if only `create=False` excludes them."""
 

@@ -518,3 +518,8 @@ def test_a_row_that_would_go_with_a_membership_is_refused(is_first: bool) -> Non
     mappings.add(first)
     with pytest.raises(InvalidMapping, match="ON DELETE CASCADE on seat"):
         mappings.add(second)
+
+
+def test_a_column_of_another_table_is_refused() -> None:
+    """Also if it has the name of one of this table."""
+    assert "teams.logto_id is a column of teams, another table" in refused(key=Team.logto_id)

@@ -102,7 +102,7 @@ def apply(
     refused = any(mapping.refused or mapping.ambiguous for mapping in applied)
     see = f"logto-webhooks mapping check{settings.repeat_options('app', 'map_file')}"
     if refused:
-        output.note(f"Some rows were refused. To see why, run: {see}")
+        output.note(f"Some rows were refused, or are ambiguous. To see why, run: {see}")
     elif any(mapping.waiting for mapping in applied):
         output.note(f"Some rows wait. To see for what, run: {see}")
     if held or refused:

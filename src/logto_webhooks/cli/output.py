@@ -418,7 +418,9 @@ def show_records(records: Sequence[FoundRow], kind: str) -> None:
     pairs = [(name, format_value(name, value)) for name, value in record.row.items()]
     pairs += [(others, record.memberships), (f"{others} in doubt", record.memberships_in_doubt)]
     pairs += [("roles", record.roles)] if kind == "user" else []
-    print_pairs([*pairs, ("waits for", record.waiting_for or "nothing")])
+    pairs += [("waits for", record.waiting_for or "nothing")]
+    pairs += [("own row", own_row) for own_row in record.own_rows]
+    print_pairs(pairs)
 
 
 def to_json(value: Any) -> str:

@@ -28,6 +28,8 @@ from logto_webhooks.database.dialect import (
 )
 from logto_webhooks.database.schema import (
     is_to_refetch,
+    is_unsettled,
+    mapped_rows,
     member_roles,
     members,
     organizations,
@@ -134,7 +136,7 @@ class FoundRow(Struct, frozen=True, kw_only=True):
     """A user's or an organization's row, why it needs a refetch, and its memberships.
 
     Memberships in doubt are listed separately, whether they exist or not. `roles` are the names of
-    a user's roles.
+    a user's roles. `own_rows` says for each mapped table why the row in it isn't written.
     """
 
     row: dict[str, Any]
@@ -142,6 +144,7 @@ class FoundRow(Struct, frozen=True, kw_only=True):
     memberships: list[str]
     memberships_in_doubt: list[str]
     roles: list[str] = []
+    own_rows: list[str] = []
 
 
 class RecordStore:
@@ -349,7 +352,18 @@ class RecordStore:
             memberships=list(self._connection.scalars(present)),
             memberships_in_doubt=list(self._connection.scalars(doubtful)),
             roles=list(self._connection.scalars(roles)) if kind == "user" else [],
+            own_rows=self._describe_own_rows(kind, logto_id),
         )
+
+    def _describe_own_rows(self, kind: Kind, logto_id: str) -> list[str]:
+        own = mapped_rows.c
+        query = sa.select(own.mapping, own.state, own.reason).where(
+            is_unsettled,
+            own.kind == kind,
+            sa.or_(own.logto_id == logto_id, own.record_id == logto_id),
+        )
+        rows = self._connection.execute(query.order_by(own.mapping, own.logto_id))
+        return [f"{mapping}: {state}, {reason}" for mapping, state, reason in rows]
 
     def _read(
         self, statement: sa.Select[Any], keys: Collection[Key], by_kind: Sequence[Row]

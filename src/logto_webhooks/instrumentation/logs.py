@@ -74,7 +74,7 @@ def _describe(report: TelemetryEvent) -> tuple[int, str]:
         case DeliveryFailed(retry_in_s=None):
             return logging.ERROR, message
         case ApiUnavailable(subject=str()):
-            return level, "no usable answer from Logto's API about one record; others are refetched"
+            return level, "one record couldn't be read from Logto; others are"
         case LogRecovered() if report.recovered or report.doubts:
             return logging.WARNING, message
         case Reconciled() if report.drifted:

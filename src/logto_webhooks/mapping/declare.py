@@ -323,6 +323,9 @@ class ColumnFinder:
             columns = getattr(getattr(name, "property", None), "columns", [None])
         column = columns[0]
         if not isinstance(column, sa.Column) or self.table.c.get(column.key) is not column:
+            other = getattr(column, "table", None)
+            if isinstance(other, sa.Table) and other is not self.table:
+                raise self.problem(f"{column} is a column of {other.fullname}, another table")
             names = ", ".join(self.table.c.keys())
             shown = name if isinstance(name, str) else getattr(name, "key", name)
             raise self.problem(f"it has no column {shown!r}; its columns are {names}")
