@@ -255,3 +255,20 @@ def test_an_endpoint_without_a_key_is_an_error(tmp_path: Path) -> None:
             await operations.close()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://me:p@ss:w0rd@127.0.0.1/x", "postgresql://me:***@127.0.0.1/x"),
+        ("postgresql:///x?user=me&password=p@ss", "postgresql:///x?user=me&password=***"),
+    ],
+)
+def test_the_password_of_a_url_in_the_wrong_place_is_not_shown(
+    url: str, shown: str, tmp_path: Path
+) -> None:
+    """It was to be the value of an option, for example."""
+    done = command("endpoint", "list", url, folder=tmp_path)
+    assert done.returncode == 2
+    assert f"argument(s) ({shown}). See: logto-webhooks endpoint list" in one_line(done.stderr)
+    assert "ss:w0rd" not in done.stderr

@@ -89,14 +89,15 @@ def test_a_row_that_the_application_gave_to_others_is_its_own(
     Application.run(kind, tmp_path, live)
 
 
+@pytest.mark.parametrize("is_reused", [True, False], ids=["reused", "emptied"])
 @pytest.mark.parametrize("when_deleted", ["delete", "unlink"])
 @pytest.mark.parametrize("then", ["goes on", "is over", "its user is deleted"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_user_of_the_applications_own_with_a_former_primary_key(
-    kind: StoreKind, then: str, when_deleted: str, tmp_path: Path
+    kind: StoreKind, then: str, when_deleted: str, is_reused: bool, tmp_path: Path
 ) -> None:
-    """Nothing tells such a user's membership from that of Logto's user, except that the user
-    wasn't unlinked by us."""
+    """Or one whose key the application has emptied, because the link was wrong. Nothing tells such
+    a user's membership from that of Logto's user, except that the user wasn't unlinked by us."""
 
     async def live(application: Application) -> None:
         own, users = application.members, application.users
@@ -104,13 +105,13 @@ def test_a_user_of_the_applications_own_with_a_former_primary_key(
         await copy.take([founded("acme"), created("u1"), joined("acme", ["u1"])])
         [(row_id, team, user_id)] = application.rows(own, "id", "team_id", "user_id")
         row = {"id": row_id, "team_id": team, "user_id": user_id, "role": "guest"}
-        write(
-            application,
-            sa.delete(own),
-            sa.delete(users),
-            sa.insert(users).values(OWN | {"id": user_id}),
-            sa.insert(own).values(row),
-        )
+        if is_reused:
+            new_user = sa.insert(users).values(OWN | {"id": user_id})
+            write(application, sa.delete(own), sa.delete(users), new_user)
+        else:
+            emptied = sa.update(users).values(logto_user_id=None, email=None)
+            write(application, sa.delete(own), emptied)
+        write(application, sa.insert(own).values(row))
         if then == "goes on":
             new = PLAN | {"id": user_id + 1, "logto_user_id": "u1"}
             write(application, sa.insert(users).values(new))

@@ -136,6 +136,34 @@ def test_sqlite_keeps_rows_to_which_others_refer(
     Application.run("sqlite", tmp_path, live)
 
 
+@pytest.mark.parametrize("on_update", ["NO ACTION", "CASCADE"])
+@pytest.mark.parametrize("enforces", [True, False])
+def test_sqlite_keeps_what_others_refer_to(enforces: bool, on_update: str, tmp_path: Path) -> None:
+    """If it doesn't change the other rows, too. What nobody refers to changes."""
+
+    async def live(application: Application) -> None:
+        users = application.users
+        copy = Copy(await application.map())
+        if enforces:
+            enforce_foreign_keys(application)
+        key = sa.ForeignKey(users.c.email, onupdate=on_update)
+        orders = sa.Table("orders", application.metadata, sa.Column("email", sa.Text, key))
+        orders.create(application.engine)
+        await copy.take([created("u1"), created("u2")])
+        with application.engine.begin() as connection:
+            connection.execute(sa.insert(orders).values(email="u1@x"))
+        for name in ("u1", "u2"):
+            body = make.user_data_updated(id=name, email=f"{name}@y", at=3_000).body
+            await copy.take([body])
+        follows = enforces and on_update == "CASCADE"
+        assert application.rows(orders, "email") == [("u1@y" if follows else "u1@x",)]
+        emails = application.rows(users, "email")
+        assert emails == [("u1@y" if follows else "u1@x",), ("u2@y",)]
+        assert (await read_reason(application.host) is None) == follows
+
+    Application.run("sqlite", tmp_path, live)
+
+
 @pytest.mark.parametrize("manager", [None, "itself", "another"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_that_refers_to_itself_can_be_deleted(

@@ -94,6 +94,21 @@ def test_a_row_that_became_another_is_not_taken(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_key_that_the_application_emptied_stays_empty(kind: StoreKind, tmp_path: Path) -> None:
+    """The link was wrong, for example. Only what we have unlinked is linked again."""
+
+    async def live(application: Application, copy: Copy) -> None:
+        own = application.users
+        with application.engine.begin() as connection:
+            connection.execute(sa.update(own).values(logto_user_id=None))
+        await copy.take([RESTORED])
+        assert application.rows(own, "logto_user_id") == [(None,)]
+        assert (await counts_of(application.host, own)).conflict == 1  # its email is unique
+
+    run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_text_that_many_have_tells_nothing(kind: StoreKind, tmp_path: Path) -> None:
     """The application deleted the row, and another one has its primary key."""
 

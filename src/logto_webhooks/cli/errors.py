@@ -26,6 +26,9 @@ _PLAIN_WORDS: Final = (
     ("Input should be less than or equal to", "it must be at most"),
     ("Input should be", "it must be"),
     ("Value error, ", ""),
+    # A URL in the wrong place can have a password.
+    (r"(://[^/\s:@]*:)\S*@", r"\1***@"),
+    (r"(password=)[^&\s)]*", r"\1***"),
 )
 
 

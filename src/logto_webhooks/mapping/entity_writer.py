@@ -392,6 +392,9 @@ class EntityWriter(TableWriter):
         before = {i: row_id for i in values if (row_id := states[i].row_id) is not None}
         if self._mapping.when_deleted != "unlink" or not before:
             return {}
+        # The application may have emptied a key itself, because the link was wrong.
+        unlinked = self._states.find_deleted(before)
+        before = {id_: row_id for id_, row_id in before.items() if id_ in unlinked}
         owners = self._states.find_owners(before.values())
         ids = {row_id: id_ for id_, row_id in before.items() if owners.get(row_id) == {id_}}
         decoded = decode_ids(ids, self._primary_key, self._connection.dialect)

@@ -19,7 +19,11 @@ _REFERRED: Final = "rows of {} refer to it"
 _LEFT_ALONE: Final = (
     "rows of {} refer to it, and SQLite changes them with it only after PRAGMA foreign_keys = ON"
 )
-_KEEPING: Final = ("NO ACTION", "RESTRICT")
+_SQLITE_KEYS: Final = sa.text(
+    "SELECT child.name AS child, foreign_key.* FROM sqlite_master AS child,"
+    " pragma_foreign_key_list(child.name) AS foreign_key WHERE child.type = 'table'"
+    ' AND lower(foreign_key."table") = lower(:parent) ORDER BY child, id, seq'
+)
 
 
 _FOLLOWING: Final = ("CASCADE", "SET NULL", "SET DEFAULT")
@@ -61,45 +65,54 @@ def find_referring(
     run: Callable[[Any], sa.CursorResult[Any]],
     table: sa.Table,
     keys: Collection[tuple[Any, ...]],
+    changed: Collection[str] | None = None,
 ) -> dict[tuple[Any, ...], str]:
     """Return which of the rows with these primary keys can't be deleted, and why: others refer to
-    them. On other databases than SQLite, return nothing. `run` executes a query."""
+    them. If columns are `changed`, return which rows can't be changed. On other databases than
+    SQLite, return nothing. `run` executes a query."""
     if not keys or connection.dialect.name != "sqlite":
+        return {}
+    foreign_keys = _list_foreign_keys(connection, table)
+    if changed is not None:
+        names = {table.c[key].name.lower() for key in changed}
+        foreign_keys = [
+            key for key in foreign_keys if not names.isdisjoint(map(str.lower, key.referred))
+        ]
+    if not foreign_keys:
         return {}
     is_enforced = bool(connection.exec_driver_sql("PRAGMA foreign_keys").scalar())
     problems: dict[tuple[Any, ...], str] = {}
-    for foreign_key in _list_foreign_keys(connection, table):
-        keeps = foreign_key.on_delete in _KEEPING
-        if is_enforced and not keeps:
+    for foreign_key in foreign_keys:
+        action = foreign_key.on_delete if changed is None else foreign_key.on_update
+        if is_enforced and action in _FOLLOWING:
             continue
-        problem = (_REFERRED if keeps else _LEFT_ALONE).format(foreign_key.table)
+        problem = (_LEFT_ALONE if action in _FOLLOWING else _REFERRED).format(foreign_key.table)
         for key in _find_referred(run, table, foreign_key, keys):
             problems.setdefault(key, problem)
     return problems
 
 
-def _list_foreign_keys(connection: sa.Connection, parent: sa.Table) -> Iterator[_ForeignKey]:
-    """Yield the foreign keys of all tables that refer to a table. Those that refer to columns which
+def _list_foreign_keys(connection: sa.Connection, parent: sa.Table) -> list[_ForeignKey]:
+    """List the foreign keys of all tables that refer to a table. Those that refer to columns which
     don't exist are left out: SQLite accepts them as long as it needn't check them."""
-    names = connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'table'")
-    tables = names.scalars().all()
+    parts: dict[tuple[str, int], list[Any]] = {}
+    for row in connection.execute(_SQLITE_KEYS, {"parent": parent.name}).mappings():
+        parts.setdefault((row["child"], row["id"]), []).append(row)
+    if not parts:
+        return []
     own = sa.text("SELECT lower(name) FROM pragma_table_info(:name)")
     known = set(connection.execute(own, {"name": parent.name}).scalars())
     primary_key = [column.name for column in parent.primary_key]
-    query = sa.text("SELECT * FROM pragma_foreign_key_list(:name) ORDER BY id, seq")
-    for name in tables:
-        parts: dict[int, list[Any]] = {}
-        for row in connection.execute(query, {"name": name}).mappings():
-            if row["table"].lower() == parent.name.lower():
-                parts.setdefault(row["id"], []).append(row)
-        for rows in parts.values():
-            columns = tuple(row["from"] for row in rows)
-            # Without names, it refers to the primary key.
-            named = [row["to"] for row in rows]
-            referred = tuple(primary_key if None in named else named)
-            if len(columns) == len(referred) and known.issuperset(map(str.lower, referred)):
-                actions = (rows[0]["on_delete"], rows[0]["on_update"])
-                yield _ForeignKey(name, columns, referred, *actions)
+    foreign_keys = []
+    for (child, _), rows in parts.items():
+        columns = tuple(row["from"] for row in rows)
+        # Without names, it refers to the primary key.
+        named = [row["to"] for row in rows]
+        referred = tuple(primary_key if None in named else named)
+        if len(columns) == len(referred) and known.issuperset(map(str.lower, referred)):
+            actions = (rows[0]["on_delete"], rows[0]["on_update"])
+            foreign_keys.append(_ForeignKey(child, columns, referred, *actions))
+    return foreign_keys
 
 
 def _find_referred(

@@ -292,15 +292,25 @@ class TableWriter(ABC):
         return states | self._write_or_divide(plans)
 
     def _refuse_referred(self, plans: Sequence[PlannedRow]) -> dict[str, RowState]:
-        """Refuse to delete rows that others refer to, where SQLite doesn't."""
-        deletions = [plan for plan in plans if plan.deleted_key]
-        keys = [plan.deleted_key for plan in deletions]
-        problems = find_referring(self._connection, self._run, self.table, keys)
-        return {
-            plan.logto_id: block(plan.state, "conflict", problems[plan.deleted_key])
-            for plan in deletions
-            if plan.deleted_key in problems
-        }
+        """Refuse to delete rows that others refer to, or to change what they refer to, where SQLite
+        doesn't."""
+        if self._connection.dialect.name != "sqlite":
+            return {}
+        groups: dict[tuple[str, ...] | None, list[tuple[tuple[Any, ...], PlannedRow]]] = {}
+        for plan in plans:
+            if plan.deleted_key:
+                groups.setdefault(None, []).append((plan.deleted_key, plan))
+            if plan.action == "update" and plan.values:
+                changed = tuple(sorted(plan.values))
+                groups.setdefault(changed, []).append((plan.primary_key, plan))
+        states: dict[str, RowState] = {}
+        for columns, group in groups.items():
+            keys = [key for key, _ in group]
+            problems = find_referring(self._connection, self._run, self.table, keys, columns)
+            for key, plan in group:
+                if key in problems:
+                    states[plan.logto_id] = block(plan.state, "conflict", problems[key])
+        return states
 
     def _write_or_divide(self, plans: Sequence[PlannedRow]) -> dict[str, RowState]:
         if not plans:
