@@ -47,6 +47,7 @@ def _insert_states(store: Store, name: str) -> None:
             "row_id": encode_id([n]),
             "state": "ok",
             "changed_at": 0,
+            "deleted_at": 0,
         }
         for n in range(COUNT)
     ]
@@ -63,7 +64,8 @@ def _find_pairs(store: Store, application: Application) -> None:
     [pair] = application.mappings.pairs
     writer = application.mappings.make_writer(store.connection, pair)
     assert isinstance(writer, PairWriter)
-    find = partial(writer.find_logto_ids, list(range(COUNT)))
+    [key] = pair.primary_key
+    find = partial(writer.find_logto_ids, list(range(COUNT)), key)
     assert _count_reads(store, application, application.members, find) == 3
 
 
@@ -72,7 +74,8 @@ def _find_former(store: Store, application: Application) -> None:
     writer = application.mappings.make_writer(store.connection, users)
     assert isinstance(writer, EntityWriter)
     states = {f"u{n}": RowState(logto_id=f"u{n}", row_id=encode_id([n])) for n in range(COUNT)}
-    find = partial(writer._find_former, dict.fromkeys(states, OwnValues({}, {})), states)
+    values, rows = dict.fromkeys(states, OwnValues({}, {})), dict.fromkeys(states)
+    find = partial(writer._find_former, values, rows, states)
     assert _count_reads(store, application, application.users, find) == 3
 
 

@@ -662,8 +662,12 @@ class EntityWriter(TableWriter):
     def find_logto_ids(self, keys: Sequence[Any], column: sa.Column[Any]) -> dict[Any, str]:
         """Return the ids of the records of rows by what a column has in them."""
         query = sa.select(column.label(_REFERRED), self._mapping.key.text.label(KEY))
-        rows = self._run(query.where(column.in_(keys))).mappings()
-        return {row[_REFERRED]: row[KEY] for row in rows if row[KEY] is not None}
+        return {
+            row[_REFERRED]: row[KEY]
+            for are_some in make_conditions([column], [(key,) for key in keys])
+            for row in self._run(query.where(are_some)).mappings()
+            if row[KEY] is not None
+        }
 
     def find_keys(self, ids: Sequence[str], column: sa.Column[Any]) -> dict[str, Any]:
         """Return what a column has in records' rows. A record with several rows has nothing."""
@@ -678,8 +682,7 @@ class EntityWriter(TableWriter):
     def find_former(self, ends: Collection[Former], column: sa.Column[Any]) -> set[Former]:
         """Return which values of the column still mean these records: no row has them, or one that
         was unlinked."""
-        query = sa.select(column).where(column.in_({value for value, _ in ends}))
-        there = set(self._run(query).scalars())
+        there = self._find_values_there(column, ends)
         gone = {end for end in ends if end[0] not in there}
         if self._mapping.when_deleted != "unlink":
             return gone

@@ -34,7 +34,12 @@ from logto_webhooks.mapping.ends import (
 )
 from logto_webhooks.mapping.entity_writer import EntityWriter
 from logto_webhooks.mapping.mirror import Pair, read_pairs
-from logto_webhooks.mapping.primary_keys import describe_null, describe_several, make_conditions
+from logto_webhooks.mapping.primary_keys import (
+    AT_ONCE,
+    describe_null,
+    describe_several,
+    make_conditions,
+)
 from logto_webhooks.mapping.row_limits import RowLimits
 from logto_webhooks.mapping.table_writer import (
     NOT_KEPT,
@@ -557,14 +562,16 @@ class PairWriter(TableWriter):
         if not ends:
             return {}
         own_rows: dict[Values, sa.RowMapping] = {}
-        have_some = [
-            column.in_({values[i] for values in ends}) for i, column in enumerate(self._columns)
-        ]
-        for row in self._read_own(*have_some):
-            values = self._ends_in(row)
-            if values in own_rows:
-                self._repeated.add(values)
-            own_rows[values] = row
+        for start in range(0, len(ends), AT_ONCE):
+            some = ends[start : start + AT_ONCE]
+            have_some = [
+                column.in_({values[i] for values in some}) for i, column in enumerate(self._columns)
+            ]
+            for row in self._read_own(*have_some):
+                values = self._ends_in(row)
+                known = own_rows.setdefault(values, row)
+                if self._key_of(known) != self._key_of(row):
+                    self._repeated.add(values)
         return own_rows
 
     def _read_own(self, *where: sa.ColumnElement[bool]) -> Sequence[sa.RowMapping]:
@@ -608,8 +615,10 @@ class PairWriter(TableWriter):
 
     def find_logto_ids(self, keys: Sequence[Any], column: sa.Column[Any]) -> dict[Any, str]:
         """Return the ids of the memberships of rows whose primary key has one `column`."""
-        query = sa.select(column, *self._columns).where(column.in_(keys))
-        ends: dict[Any, Values] = {row[0]: tuple(row[1:]) for row in self._run(query)}
+        ends: dict[Any, Values] = {}
+        for are_some in make_conditions([column], [(key,) for key in keys]):
+            query = sa.select(column, *self._columns).where(are_some)
+            ends |= {row[0]: tuple(row[1:]) for row in self._run(query)}
         named = self._name(set(ends.values()))
         records = {own: self._record_of(named[values]) for own, values in ends.items()}
         return {own: record for own, record in records.items() if record is not None}
@@ -617,8 +626,7 @@ class PairWriter(TableWriter):
     def find_former(self, ends: Collection[Former], column: sa.Column[Any]) -> set[Former]:
         """Return which values of the primary key still mean these memberships: no row has them, or
         the one that was written."""
-        query = sa.select(column).where(column.in_({value for value, _ in ends}))
-        there = set(self._run(query).scalars())
+        there = self._find_values_there(column, ends)
         written = self._find_written(self._states.find({id_ for _, id_ in ends}).values())
         return {
             (value, id_)

@@ -37,6 +37,7 @@ from logto_webhooks.mapping.apply_run import ApplyRun
 from logto_webhooks.mapping.declare import EntityMapping
 from logto_webhooks.mapping.declare_pairs import PairMapping
 from logto_webhooks.mapping.deletions import DeletionGuard
+from logto_webhooks.mapping.ends import Former
 from logto_webhooks.mapping.functions import NOT_CALLED, NotCalled, NotEvaluated, TooSlow
 from logto_webhooks.mapping.primary_keys import describe_null, make_conditions
 from logto_webhooks.mapping.references import find_referring
@@ -354,11 +355,12 @@ class TableWriter(ABC):
                 raise RowRejected(problem=NO_KEY)
 
     def _count_broken_keys(self) -> int:
-        """Count foreign keys that aren't fulfilled, if SQLite has refused the commit because of
-        one: only then does it check those that are deferred."""
+        """Count the table's foreign keys that aren't fulfilled, if SQLite has refused the commit
+        because of one: only then does it check those that are deferred."""
         if not self._limits.checks_keys:
             return 0
-        return len(self._connection.exec_driver_sql("PRAGMA foreign_key_check").all())
+        query = sa.text("SELECT count(*) FROM pragma_foreign_key_check(:name)")
+        return self._connection.scalar(query, {"name": self.table.name}) or 0
 
     @contextmanager
     def _savepoint(self, plans: Sequence[PlannedRow]) -> Iterator[None]:
@@ -508,6 +510,15 @@ class TableWriter(ABC):
             encode_id(self._key_of(row)): row
             for are_some in make_conditions(self._primary_key, keys)
             for row in self._run(query.where(are_some)).mappings()
+        }
+
+    def _find_values_there(self, column: sa.Column[Any], ends: Iterable[Former]) -> set[Any]:
+        """Return those values of a column that rows have."""
+        values = {value for value, _ in ends}
+        return {
+            value
+            for are_some in make_conditions([column], [(value,) for value in values])
+            for value in self._run(sa.select(column).where(are_some)).scalars()
         }
 
     def _match_keys(
