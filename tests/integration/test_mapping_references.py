@@ -164,6 +164,26 @@ def test_sqlite_keeps_what_others_refer_to(enforces: bool, on_update: str, tmp_p
     Application.run("sqlite", tmp_path, live)
 
 
+def test_last_values_to_which_others_refer_hold_nothing_up(tmp_path: Path) -> None:
+    """The row of a deleted user is set inactive all the same."""
+
+    async def live(application: Application) -> None:
+        users = application.users
+        copy = Copy(await application.map(when_deleted={"active": False}))
+        key = sa.ForeignKey(users.c.email)
+        orders = sa.Table("orders", application.metadata, sa.Column("email", sa.Text, key))
+        orders.create(application.engine)
+        await copy.take([created("u1")])
+        with application.engine.begin() as connection:
+            connection.execute(sa.insert(orders).values(email="u1@x"))
+        changed = make.user_data_updated(id="u1", email="u1@y", at=3_000).body
+        await copy.take([changed, deleted("u1", 400_000)])
+        assert application.rows(users, "email", "active") == [("u1@x", False)]
+        assert await read_reason(application.host) is None
+
+    Application.run("sqlite", tmp_path, live)
+
+
 @pytest.mark.parametrize("manager", [None, "itself", "another"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_that_refers_to_itself_can_be_deleted(

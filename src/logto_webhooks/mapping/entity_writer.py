@@ -128,6 +128,9 @@ class EntityWriter(TableWriter):
         taken = self._find_taken(to_write)
         written = self._write_in_time([plan for plan in to_write if plan.logto_id not in taken])
         written |= self._write_taken([plan for plan in to_write if plan.logto_id in taken], taken)
+        refused = [p for p in to_write if written[p.logto_id].state == "conflict"]
+        reduced = [_reduce(plan) for plan in refused if plan.at_least is not None]
+        written |= self._write_in_time(reduced)
         states = {plan.logto_id: plan.state for plan in plans if plan.action == "nothing"} | written
         states |= claimed
         for id_, state in states.items():
@@ -457,8 +460,6 @@ class EntityWriter(TableWriter):
         """Try once more together with the rows that have the values it wants."""
         if not isinstance(error, RowRejected):
             return super()._settle_refusal(plan, error)
-        if plan.at_least is not None:
-            return self._write_in_time([_reduce(plan)])
         holder = self._find_holder(plan)
         ring = self._find_ring(plan) if holder is not None else []
         if len(ring) > 1:
@@ -534,8 +535,6 @@ class EntityWriter(TableWriter):
             holder, unique = taken[plan.logto_id]
             if owners.get(holder) or not unique.is_sure:
                 states |= self._write_in_time([plan])
-            elif plan.at_least is not None:
-                states |= self._write_in_time([_reduce(plan)])
             else:
                 problem = TAKEN.format(unique.column.name)
                 states[plan.logto_id] = block(plan.state, "conflict", problem, holder)
