@@ -271,6 +271,42 @@ def test_functions_of_one_record_take_no_time_from_each_other_for_ever(
     Application.run(kind, tmp_path, live)
 
 
+def sleep_for_one(user: Any) -> str | None:
+    """Take too long for one user."""
+    if user.logto_user_id == "slow":
+        time.sleep(1.0)
+    return None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_slow_function_keeps_nobody_elses_row_from_being_linked(
+    kind: StoreKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the slow user wants is known, because that is another column."""
+    monkeypatch.setattr(functions, "SHARED_S", 0.4)
+    monkeypatch.setattr(functions, "ALONE_S", 0.4)
+
+    async def live(application: Application) -> None:
+        own = application.users
+        columns = {own.c.email: "email", own.c.first_name: sleep_for_one}
+        defaults = {own.c.plan: "free", own.c.active: True}
+        rows = [{"email": f"{name}@x", "plan": "paid", "active": True} for name in ("ana", "both")]
+        with application.engine.begin() as connection:
+            connection.execute(sa.insert(own), rows)
+        host = await application.map(columns=columns, create_defaults=defaults, link="email")
+        await application.apply_all()
+        copy = Copy(host)
+        people = {"slow": "both@x", "ana": "ana@x", "bo": "both@x"}
+        for name, email in people.items():
+            await copy.take([make.user_created(id=name, email=email, at=1_000).body])
+        await retry_unsettled(host, application.mappings, OWED)
+        linked = application.rows(own, "logto_user_id", "email")
+        assert linked == [("ana", "ana@x"), (None, "both@x")]
+        await eventually(none_is_stuck)
+
+    Application.run(kind, tmp_path, live)
+
+
 def test_a_map_file_has_no_functions() -> None:
     """What it says takes no time, so no thread is started for it."""
     users = sa.Table(

@@ -761,11 +761,13 @@ class StateStore:
             wanting.setdefault(row_id, set()).add(logto_id)
         return wanting
 
-    def owes_first_rows(self, others: Collection[str], but: Collection[str]) -> bool:
-        """Whether records that have no row yet are owed one. Leave out `others`, and those for
-        which the reason begins with one of `but`."""
+    def list_first_owed(
+        self, others: Collection[str], but: Collection[str], limit: int
+    ) -> Sequence[str]:
+        """List some records that have no row yet, and are owed one. Leave out `others`, and those
+        for which the reason begins with one of `but`."""
         reason = sa.func.coalesce(mapped_rows.c.reason, "")
-        query = sa.select(sa.literal(1)).where(
+        query = sa.select(mapped_rows.c.logto_id).where(
             mapped_rows.c.mapping == self._mapping,
             is_owed,
             mapped_rows.c.row_id.is_(None),
@@ -773,7 +775,7 @@ class StateStore:
             *(~reason.startswith(beginning) for beginning in but),
             ~among(mapped_rows.c.logto_id, "others"),
         )
-        return self._connection.scalar(query.limit(1), {"others": list(others)}) is not None
+        return self._connection.scalars(query.limit(limit), {"others": list(others)}).all()
 
     def save(self, states: Iterable[RowState], stored: Mapping[str, RowState]) -> None:
         """Store the states that differ from the stored ones. If a record has another row now, what

@@ -54,11 +54,13 @@ class KeyColumn(Struct, frozen=True):
 
 
 class Link(Struct, frozen=True):
-    """How an existing row without a key is found: by equal values, or by a condition."""
+    """How an existing row without a key is found: by equal values, or by a condition. `calls` says
+    that a function of the application computes it."""
 
     column: sa.Column[Any] | None = None
     read: Read | None = None
     folds_case: bool = False
+    calls: bool = True
     condition: Callable[[Any], sa.ColumnElement[bool]] | None = None
 
 
@@ -171,7 +173,8 @@ def declare_entities(
         finder.find(name).key: make_reader(ROW_TYPES[kind], source, finder.find(name), problem)
         for name, source in columns.items()
     }
-    own_link = _find_link(kind, link, finder, read_by_key, problem)
+    called = {finder.find(name).key for name, source in columns.items() if is_function(source)}
+    own_link = _find_link(kind, link, finder, read_by_key, called, problem)
     functions = [where, own_link and own_link.condition, *columns.values(), *(fill or {}).values()]
     defaults = read_defaults(create_defaults or {}, finder)
     mapping = EntityMapping(
@@ -412,6 +415,7 @@ def _find_link(
     link: Any,
     finder: ColumnFinder,
     columns: dict[str, Read],
+    called: Collection[str],
     problem: Problem,
 ) -> Link | None:
     if link is None:
@@ -424,7 +428,8 @@ def _find_link(
         if column.key not in ROW_TYPES[kind].__struct_fields__:
             raise problem(f"map {column.name}, by which rows are linked, or pass a function")
         read = make_reader(ROW_TYPES[kind], column.key, column, problem)
-    return Link(column, read, folds_case=column.key == _FOLDED or "email" in column.key.lower())
+    folds_case = column.key == _FOLDED or "email" in column.key.lower()
+    return Link(column, read, folds_case, calls=column.key in called)
 
 
 def _is_attribute(value: Any) -> bool:

@@ -32,7 +32,6 @@ from logto_webhooks.mapping.deletions import (
     find_unconfirmed,
 )
 from logto_webhooks.mapping.ends import Former
-from logto_webhooks.mapping.functions import NotEvaluated
 from logto_webhooks.mapping.json_keys import change_document, find_key, make_change
 from logto_webhooks.mapping.links import COMPARING, LOCKED, UNCOMPARED, LinkFinder, Links, NoLink
 from logto_webhooks.mapping.mirror import find_present, has_unknown, read_rows
@@ -54,6 +53,7 @@ from logto_webhooks.mapping.table_writer import (
 )
 from logto_webhooks.records.record import Key
 
+MOST_COMPARED: Final = 50  # records that aren't written, but may want the rows of those that are
 MOST_SWAPPED: Final = 50  # rows whose unique values go round, which are written together
 # Not names that an application gives its columns.
 KEY: Final = "logto_webhooks_key"
@@ -165,9 +165,8 @@ class EntityWriter(TableWriter):
         # If a function fails, no row is linked, and nobody else is linked to that row.
         has_none = [i for i, own in values.items() if own is not None and i not in own_rows]
         unlinked = {i: rows[i] for i in has_none}
-        unread = {i for i in unlinked if isinstance(values[i], NotEvaluated)}
-        unread |= {plan.logto_id for plan in put_off if not is_compared(plan.state)}
-        linked = self._find_links(unlinked, has_uncompared=bool(unread))
+        uncompared = {plan.logto_id for plan in put_off if not is_compared(plan.state)}
+        linked = self._find_links(unlinked, uncompared)
         had_one = [i for i in has_none if i in wanted and i not in linked and i in states]
         linked |= self._find_former({i: wanted[i] for i in had_one}, rows, states)
         deleted = [i for i, row in rows.items() if row.deleted_at is not None]
@@ -364,13 +363,20 @@ class EntityWriter(TableWriter):
         is_one = among(text, "ids") if is_text else text.in_(sa.bindparam("ids", expanding=True))
         return sa.select(*self._read_columns(), text.label(KEY)).where(is_one)
 
-    def _find_links(self, rows: dict[str, Any], *, has_uncompared: bool) -> Links:
-        """Find the rows to be linked to records. `has_uncompared` says that some that are written
-        with them may want the same rows."""
+    def _find_links(self, rows: dict[str, Any], uncompared: Collection[str]) -> Links:
+        """Find the rows to be linked to records. `uncompared` ones, and those that are owed a row,
+        aren't written now, but may want the same rows: so they are compared, if they are few."""
         link = self._mapping.link
         if link is None or not rows:
             return {}
         run = self._rehearsal
+        others = set(uncompared)
+        if run is None:
+            known = {*rows, *others}
+            others.update(self._states.list_first_owed(known, _COMPARED, MOST_COMPARED + 1))
+        are_few = len(others) <= MOST_COMPARED
+        own = read_rows(self._connection, self.kind, others) if others and are_few else {}
+        compared = {i: row for i, row in own.items() if row.deleted_at is None}
         finder = LinkFinder(
             self._connection,
             self._mapping,
@@ -379,9 +385,10 @@ class EntityWriter(TableWriter):
             self._run,
             self._call,
             None if run is None else run.find_rows(self.name),
-            partial(self._find_obstacle, rows, has_uncompared=has_uncompared),
+            partial(self._find_obstacle, {*rows, *others}, are_compared=are_few),
         )
-        return finder.find(rows)
+        links = finder.find({**compared, **rows})
+        return {id_: link for id_, link in links.items() if id_ in rows}
 
     def _find_former(
         self,
@@ -442,7 +449,7 @@ class EntityWriter(TableWriter):
         names = {getattr(record, name, None) for name in ("username", "email", "phone", "name")}
         return not names.isdisjoint(texts.values()) and not self._find_differing(texts, own)
 
-    def _find_obstacle(self, ids: Collection[str], *, has_uncompared: bool) -> str | None:
+    def _find_obstacle(self, ids: Collection[str], *, are_compared: bool) -> str | None:
         """Return why no row is linked yet: others may want it, but haven't been compared."""
         if not self._is_compared and (
             self._is_over_all  # which links in a second pass
@@ -452,9 +459,7 @@ class EntityWriter(TableWriter):
             return COMPARING
         if self._rehearsal is not None:
             return None
-        if has_uncompared or self._states.owes_first_rows(ids, _COMPARED):
-            return UNCOMPARED
-        return None
+        return None if are_compared else UNCOMPARED
 
     def _settle_refusal(self, plan: PlannedRow, error: Exception) -> dict[str, RowState]:
         """Try once more together with the rows that have the values it wants."""
