@@ -414,14 +414,16 @@ def test_a_slow_row_of_somebody_restored_whose_deletion_was_held_is_written_alon
         await copy.take(created(*names))
         await copy.take(change("delete", *names))
         assert (await counts_of(host, application.users)).held
-        slow_down(application, "update", who="NEW.logto_user_id = 'u1'")
-        back = make.user_data_updated(id="u1", email="u1@y", at=90_000, updatedAt=90_000).body
+        [(name,), *_] = application.rows(application.users, "logto_user_id")
+        slow_down(application, "update", who=f"NEW.logto_user_id = '{name}'")
+        email, at = f"{name}@y", 90_000
+        back = make.user_data_updated(id=name, email=email, at=at, updatedAt=at).body
         await copy.take([back])
         assert (await counts_of(host, application.users)).owed == 1
         assert await retry_unsettled(host, application.mappings, OWED) == 0
         set_speed(application, 1)
         await SlowRows(host, application.mappings).write_due()
-        assert ("u1", "u1@y") in application.rows(application.users, "logto_user_id", "email")
+        assert (name, email) in application.rows(application.users, "logto_user_id", "email")
 
     Application.run("sqlite", tmp_path, live)
 
