@@ -18,6 +18,7 @@ from logto_webhooks.errors import InvalidMapping
 from logto_webhooks.mapping import functions
 from logto_webhooks.mapping.apply import UNSETTLED, SlowRows, apply_all, retry_unsettled
 from logto_webhooks.mapping.declare_pairs import declare_members
+from logto_webhooks.mapping.links import OF_ANOTHER
 from logto_webhooks.testing import make
 from tests.support import postgres
 from tests.support.mapped_application import KINDS, PLAN, Application, counts_of
@@ -315,5 +316,39 @@ def test_somebody_who_could_not_be_compared_counts(
         }
         counts = await counts_of(host, own)
         assert (counts.conflict, counts.ok) == (2, 1)
+
+    Application.run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_with_another_users_former_primary_key_is_for_the_application_to_decide(
+    kind: StoreKind, tmp_path: Path
+) -> None:
+    """It imported the table anew, for example. Once it has written the ID, all is well."""
+
+    async def live(application: Application) -> None:
+        own = application.users
+        copy = Copy(await application.map(link=own.c.email))
+        await application.apply_all()
+        ana, carl = (
+            make.user_created(id=name, email=f"{name}@x", at=1_000).body for name in ("ana", "carl")
+        )
+        await copy.take([ana])
+        [(row_id,)] = application.rows(own, "id")
+        row = {"id": row_id, "email": "carl@x", "plan": "paid", "active": True}
+        with application.engine.begin() as connection:
+            connection.execute(sa.delete(own))
+            connection.execute(sa.insert(own).values(row))
+        await copy.take([carl])
+        assert application.rows(own, "id", "logto_user_id") == [(row_id, None)]
+        conflict = await application.host.read(lambda store: store.mappings.find_oldest("conflict"))
+        assert conflict is not None
+        assert conflict.reason == OF_ANOTHER
+        with application.engine.begin() as connection:
+            connection.execute(sa.update(own).values(logto_user_id="carl"))
+        await retry_unsettled(application.host, application.mappings)
+        await application.apply_again()
+        assert (await counts_of(application.host, own)).conflict == 0
+        assert ("carl", row_id) in application.rows(own, "logto_user_id", "id")
 
     Application.run(kind, tmp_path, live)
