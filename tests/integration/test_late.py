@@ -112,9 +112,9 @@ def test_it_is_stored_once_the_database_is_back(kind: StoreKind, tmp_path: Path)
         assert not door.is_empty()
         door.away.is_back = True
         await eventually(door.stored, lambda count: count == 3)
+        await door.commit.finish()
         assert (door.count(NotStored), door.count(StoredLate)) == (3, 3)
         assert door.is_empty()
-        await door.commit.finish()
         await door.host.close()
 
     asyncio.run(live())
