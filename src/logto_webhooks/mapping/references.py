@@ -6,7 +6,7 @@ table refers to a row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -36,7 +36,7 @@ _FOLLOWED_ON_POSTGRESQL: Final = """
 """
 
 
-class _ForeignKey(Struct, frozen=True):
+class ForeignKey(Struct, frozen=True):
     """A foreign key of a table, with the names of its own columns and of those it refers to."""
 
     table: str
@@ -50,7 +50,7 @@ def follows_updates(connection: sa.Connection, table: sa.Table, schemas: Any) ->
     """Return whether rows that refer to a table's rows change with these (ON UPDATE). `schemas` is
     the `schema_translate_map` of the application's engine."""
     if connection.dialect.name == "sqlite":
-        keys = _list_foreign_keys(connection, table)
+        keys = list_foreign_keys(connection, table)
         return any(key.on_update in _FOLLOWING for key in keys)
     preparer = connection.dialect.identifier_preparer
     schema = (schemas or {}).get(table.schema, table.schema)
@@ -64,15 +64,13 @@ def find_referring(
     connection: sa.Connection,
     run: Callable[[Any], sa.CursorResult[Any]],
     table: sa.Table,
+    foreign_keys: Sequence[ForeignKey],
     keys: Collection[tuple[Any, ...]],
     changed: Collection[str] | None = None,
 ) -> dict[tuple[Any, ...], str]:
     """Return which of the rows with these primary keys can't be deleted, and why: others refer to
-    them. If columns are `changed`, return which rows can't be changed. On other databases than
-    SQLite, return nothing. `run` executes a query."""
-    if not keys or connection.dialect.name != "sqlite":
-        return {}
-    foreign_keys = _list_foreign_keys(connection, table)
+    them. If columns are `changed`, return which rows can't be changed. `foreign_keys` are those
+    that refer to the table in SQLite; `run` executes a query."""
     if changed is not None:
         names = {table.c[key].name.lower() for key in changed}
         foreign_keys = [
@@ -92,7 +90,7 @@ def find_referring(
     return problems
 
 
-def _list_foreign_keys(connection: sa.Connection, parent: sa.Table) -> list[_ForeignKey]:
+def list_foreign_keys(connection: sa.Connection, parent: sa.Table) -> list[ForeignKey]:
     """List the foreign keys of all tables that refer to a table. Those that refer to columns which
     don't exist are left out: SQLite accepts them as long as it needn't check them."""
     parts: dict[tuple[str, int], list[Any]] = {}
@@ -111,14 +109,14 @@ def _list_foreign_keys(connection: sa.Connection, parent: sa.Table) -> list[_For
         referred = tuple(primary_key if None in named else named)
         if len(columns) == len(referred) and known.issuperset(map(str.lower, referred)):
             actions = (rows[0]["on_delete"], rows[0]["on_update"])
-            foreign_keys.append(_ForeignKey(child, columns, referred, *actions))
+            foreign_keys.append(ForeignKey(child, columns, referred, *actions))
     return foreign_keys
 
 
 def _find_referred(
     run: Callable[[Any], sa.CursorResult[Any]],
     table: sa.Table,
-    foreign_key: _ForeignKey,
+    foreign_key: ForeignKey,
     keys: Collection[tuple[Any, ...]],
 ) -> Iterator[tuple[Any, ...]]:
     """Yield the primary keys of the rows to which other rows refer."""

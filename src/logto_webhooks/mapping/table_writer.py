@@ -40,7 +40,7 @@ from logto_webhooks.mapping.deletions import DeletionGuard
 from logto_webhooks.mapping.ends import Former
 from logto_webhooks.mapping.functions import NOT_CALLED, NotCalled, NotEvaluated, TooSlow
 from logto_webhooks.mapping.primary_keys import describe_null, make_conditions
-from logto_webhooks.mapping.references import find_referring
+from logto_webhooks.mapping.references import ForeignKey, find_referring, list_foreign_keys
 from logto_webhooks.mapping.row_limits import RowLimits, find_refusal
 from logto_webhooks.mapping.sources import describe_raised, find_misfit
 
@@ -136,6 +136,7 @@ class TableWriter(ABC):
         self._inserted: dict[str, str] = {}  # primary keys of new rows, as text
         self._limits = limits or RowLimits(connection)
         self._has_functions = mapping.has_functions
+        self._foreign_keys: list[ForeignKey] | None = None  # that refer to it in SQLite
         self._has_conflict_clause: bool | None = None  # of a constraint; unknown yet
 
     def _call(
@@ -295,8 +296,10 @@ class TableWriter(ABC):
     def _refuse_referred(self, plans: Sequence[PlannedRow]) -> dict[str, RowState]:
         """Refuse to delete rows that others refer to, or to change what they refer to, where SQLite
         doesn't."""
-        if self._connection.dialect.name != "sqlite":
+        if self._connection.dialect.name != "sqlite" or not plans:
             return {}
+        if self._foreign_keys is None:
+            self._foreign_keys = list_foreign_keys(self._connection, self.table)
         groups: dict[tuple[str, ...] | None, list[tuple[tuple[Any, ...], PlannedRow]]] = {}
         for plan in plans:
             if plan.deleted_key:
@@ -307,7 +310,9 @@ class TableWriter(ABC):
         states: dict[str, RowState] = {}
         for columns, group in groups.items():
             keys = [key for key, _ in group]
-            problems = find_referring(self._connection, self._run, self.table, keys, columns)
+            problems = find_referring(
+                self._connection, self._run, self.table, self._foreign_keys, keys, columns
+            )
             for key, plan in group:
                 if key in problems:
                     states[plan.logto_id] = block(plan.state, "conflict", problems[key])
