@@ -17,13 +17,11 @@ from tests.integration.test_mapping_deletions import (
     joined,
     states_of,
 )
-from tests.integration.test_mapping_references import enforce_foreign_keys
 from tests.integration.test_mapping_roles import (
     RoleApplication,
     read_member_roles,
     read_user_roles,
 )
-from tests.integration.test_mapping_skipped import enforce_keys
 from tests.support.mapped_application import KINDS, PLAN, Application, learn
 from tests.support.stores import Copy, StoreKind
 
@@ -187,9 +185,7 @@ def test_a_role_of_the_application_that_got_another_primary_key(
         host = await application.map_tables(users, roles)
         await application.apply_all()
         if kind == "sqlite":
-            enforce_foreign_keys(application)
-            sa.event.listen(application.engine, "connect", enforce_keys)
-            application.engine.dispose()
+            application.enforce_foreign_keys()
         await Copy(host).take([created("ana")])
         await learn(host, read_user_roles("ana", {"r1": "admin"}, 300_000))
         write(application, sa.update(ranks).values(code="administrator"))
@@ -285,7 +281,7 @@ def test_the_row_of_a_renamed_role_stays(
         )
         tasks.create(application.engine)
         if kind == "sqlite":
-            enforce_foreign_keys(application)
+            application.enforce_foreign_keys()
         await Copy(host).take([founded("acme"), created("ana"), joined("acme", ["ana"])])
         await learn(host, read_member_roles({"o1": "admin"}, 300_000))
         await learn(host, read_user_roles("ana", {"r1": "editor"}, 300_000))

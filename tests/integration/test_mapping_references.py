@@ -14,7 +14,6 @@ from logto_webhooks.mapping.declare import declare_entities
 from logto_webhooks.mapping.declare_pairs import declare_members
 from logto_webhooks.testing import make
 from tests.integration.test_mapping_deletions import created, deleted, founded, joined, states_of
-from tests.integration.test_mapping_skipped import enforce_keys
 from tests.support.mapped_application import KINDS, Application
 from tests.support.stores import Copy, StoreKind
 
@@ -27,13 +26,6 @@ async def read_reason(host: HandlerRunner) -> str | None:
     """Why a row conflicts."""
     conflict = await host.read(lambda store: store.mappings.find_oldest("conflict"))
     return None if conflict is None else conflict.reason
-
-
-def enforce_foreign_keys(application: Application) -> None:
-    """Let SQLite enforce foreign keys, as many applications do."""
-    engine: Any = vars(application.host)["_engine"]
-    sa.event.listen(engine, "connect", enforce_keys)
-    engine.dispose()
 
 
 async def map_people(application: Application, referred: str) -> tuple[sa.Table, sa.Table]:
@@ -145,7 +137,7 @@ def test_sqlite_keeps_what_others_refer_to(enforces: bool, on_update: str, tmp_p
         users = application.users
         copy = Copy(await application.map())
         if enforces:
-            enforce_foreign_keys(application)
+            application.enforce_foreign_keys()
         key = sa.ForeignKey(users.c.email, onupdate=on_update)
         orders = sa.Table("orders", application.metadata, sa.Column("email", sa.Text, key))
         orders.create(application.engine)
@@ -231,7 +223,7 @@ def test_sqlite_does_what_a_foreign_key_says(
     async def live(application: Application) -> None:
         copy = Copy(await application.map())
         if enforces:
-            enforce_foreign_keys(application)
+            application.enforce_foreign_keys()
         owner: sa.Column[int] = sa.Column(
             "owner", sa.ForeignKey(application.users.c.id, ondelete=on_delete)
         )
@@ -265,7 +257,7 @@ def test_swapped_values_to_which_others_refer(kind: StoreKind, tmp_path: Path) -
         )
         letters.create(application.engine)
         if kind == "sqlite":
-            enforce_foreign_keys(application)
+            application.enforce_foreign_keys()
         with application.engine.begin() as connection:
             connection.execute(sa.insert(letters), [{"id": n, "to": f"u{n}@x"} for n in (1, 2)])
         swapped = [
@@ -327,7 +319,7 @@ def test_swapped_values_that_only_null_could_free(kind: StoreKind, tmp_path: Pat
         letters = sa.Table("letters", application.metadata, sa.Column("to", key))
         application.metadata.create_all(application.engine)
         if kind == "sqlite":
-            enforce_foreign_keys(application)
+            application.enforce_foreign_keys()
         options: dict[str, Any] = {"columns": {"email": "email"}, "when_deleted": "delete"}
         users = declare_entities("user", people, key="logto_id", **options)
         copy = Copy(await application.map_tables(users))

@@ -302,9 +302,7 @@ def test_a_deferred_foreign_key_of_sqlite_holds_back_that_row_alone(tmp_path: Pa
 
     async def live(application: Application) -> None:
         host = await application.map(create_defaults={application.users.c.plan: "free"})
-        engine: sa.Engine = application.host._engine  # type: ignore[attr-defined]
-        sa.event.listen(engine, "connect", enforce_keys)
-        engine.dispose()
+        application.enforce_foreign_keys()
         with application.engine.begin() as connection:
             for statement in (
                 "DROP TABLE users",
@@ -323,11 +321,6 @@ def test_a_deferred_foreign_key_of_sqlite_holds_back_that_row_alone(tmp_path: Pa
         assert len(application.rows(application.users, "id")) == len(OTHERS)
 
     Application.run("sqlite", tmp_path, live)
-
-
-def enforce_keys(connection: Any, record: object) -> None:
-    """Let SQLite enforce foreign keys."""
-    connection.execute("PRAGMA foreign_keys=ON")
 
 
 @pytest.mark.postgres

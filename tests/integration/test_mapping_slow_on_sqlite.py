@@ -314,7 +314,7 @@ def test_a_function_that_sleeps_is_interrupted_between_its_calls(tmp_path: Path)
 
     async def live(application: Application) -> None:
         host = await application.map()
-        engine: sa.Engine = application.host._engine  # type: ignore[attr-defined]
+        engine = application.host_engine
         for each in (engine, application.engine):
             each.dispose()
             sa.event.listen(each, "connect", add_nap)

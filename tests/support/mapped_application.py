@@ -119,6 +119,18 @@ class Application:
         )
         return mappings
 
+    @property
+    def host_engine(self) -> sa.Engine:
+        """The engine of the service itself, on SQLite."""
+        engine: sa.Engine = vars(self.host)["_engine"]
+        return engine
+
+    def enforce_foreign_keys(self) -> None:
+        """Let SQLite enforce foreign keys, as many applications do."""
+        for engine in (self.host_engine, self.engine):
+            sa.event.listen(engine, "connect", _enforce_keys)
+            engine.dispose()
+
     async def apply_all(self) -> None:
         """Apply the mappings to all records."""
         while await apply_step(self.host, self.mappings) is not None:
@@ -167,6 +179,10 @@ class Application:
                 await application.close()
 
         asyncio.run(run())
+
+
+def _enforce_keys(connection: Any, record: object) -> None:
+    connection.execute("PRAGMA foreign_keys=ON")
 
 
 def _read_mirror(connection: sa.Connection) -> dict[str, Any]:
