@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from logto_webhooks.database.runner import HandlerRunner
+from logto_webhooks.mapping.apply import retry_unsettled
 from logto_webhooks.mapping.declare import declare_entities
 from logto_webhooks.mapping.declare_pairs import declare_members
 from logto_webhooks.testing import make
@@ -124,6 +125,32 @@ def test_sqlite_keeps_rows_to_which_others_refer(
             assert ("PRAGMA foreign_keys" in (reason or "")) == ("CASCADE" in columns)
         else:
             assert reason is None
+
+    Application.run("sqlite", tmp_path, live)
+
+
+def test_a_value_that_another_user_wants_deletes_no_row_to_which_others_refer(
+    tmp_path: Path,
+) -> None:
+    """The row of a deleted user has to stay, so its email isn't free yet."""
+
+    async def live(application: Application) -> None:
+        users = application.users
+        copy = Copy(await application.map())
+        orders = sa.Table(
+            "orders", application.metadata, sa.Column("owner", sa.ForeignKey(users.c.id))
+        )
+        orders.create(application.engine)
+        await copy.take([created("u1")])
+        with application.engine.begin() as connection:
+            connection.execute(sa.insert(orders).values(owner=1))
+        wants = make.user_created(id="u2", email="u1@x", at=400_100).body
+        await copy.take([deleted("u1", 400_000), wants])
+        assert application.rows(users, "logto_user_id", "email") == [("u1", "u1@x")]
+        assert await states_of(application.host, users) == {"conflict": 2}
+        application.delete_all(orders)
+        await retry_unsettled(application.host, application.mappings)
+        assert application.rows(users, "logto_user_id", "email") == [("u2", "u1@x")]
 
     Application.run("sqlite", tmp_path, live)
 

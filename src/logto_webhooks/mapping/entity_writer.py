@@ -467,7 +467,7 @@ class EntityWriter(TableWriter):
             return super()._settle_refusal(plan, error)
         holder = self._find_holder(plan)
         ring = self._find_ring(plan) if holder is not None else []
-        if len(ring) > 1:
+        if len(ring) > 1 and not self._refuse_referred(ring):
             try:
                 self._swap(ring)
             except (RowRejected, StoreUnavailable):
