@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from logto_webhooks.apply import batch
 from logto_webhooks.database import records
-from logto_webhooks.database.deliveries import HUGE, may_be_alone
+from logto_webhooks.database.deliveries import HUGE, may_be_apart
 from logto_webhooks.database.dialect import now
 from logto_webhooks.database.records import FoundRow
 from logto_webhooks.database.schema import deliveries
@@ -175,7 +175,7 @@ class TestInbox:
             claim_some = partial(
                 Store.claim, token="t", limit=4, max_bytes=2**30, lease_s=30, quick=quick
             )
-            claimed.append([may_be_alone(each) for each in run(claim_some)])
+            claimed.append([may_be_apart(each) for each in run(claim_some)])
         assert claimed == [[True], [False] * 3, [True], [True]]
 
     def test_after_the_lease_another_worker_may_claim(self, run: Run) -> None:
@@ -192,19 +192,24 @@ class TestInbox:
         )
 
     def test_what_may_end_its_process_holds_up_no_other(self, run: Run) -> None:
-        """A delivery whose claims are lost again and again is claimed alone, for longer each time:
-        the others of its batch are applied, and new ones come in turn with them."""
-        add(run, made(3))
+        """Deliveries whose claims are lost again and again are claimed by fewer, and for longer,
+        until each is alone: the others are applied, and new ones come in turn with them."""
+        add(run, made(10))
         for name in ("first", "second"):
-            assert len(claim(run, name, lease_s=0)) == 3
-        [alone] = claim(run, "third", lease_s=30)
+            assert len(claim(run, name, limit=32, lease_s=0)) == 10
+        some = claim(run, "third", limit=32, lease_s=0)
+        others = claim(run, "fourth", limit=32, lease_s=30)
+        assert len(some) == len(others) == 4
+        assert len(claim(run, "fifth", limit=32, lease_s=30)) == 2
+        [alone] = claim(run, "sixth", limit=32, lease_s=30)
+        assert alone.id in [lost.id for lost in some]
         left = sa.select(deliveries.c.due_at - now()).where(deliveries.c.id == alone.id)
-        assert run(lambda store: store.execute(left).scalar_one()) > 100_000
-        [new] = add(run, made(4)[3:])
-        assert [each.id for each in claim(run, "fourth", quick=True)] == [new.id]
-        assert [len(claim(run, name)) for name in ("fifth", "sixth", "seventh")] == [1, 1, 0]
-        run(lambda store: store.renew("third", [alone.id], 30))
-        assert run(lambda store: store.execute(left).scalar_one()) > 100_000
+        assert run(lambda store: store.execute(left).scalar_one()) > 200_000
+        [new] = add(run, made(11)[10:])
+        assert [each.id for each in claim(run, "seventh", quick=True)] == [new.id]
+        assert [len(claim(run, name, limit=32)) for name in "abcd"] == [1, 1, 1, 0]
+        run(lambda store: store.renew("sixth", [alone.id], 30))
+        assert run(lambda store: store.execute(left).scalar_one()) > 200_000
 
     def test_finish_is_all_or_nothing(self, run: Run) -> None:
         """One lost claim rolls the whole batch back."""

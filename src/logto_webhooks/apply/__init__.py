@@ -23,7 +23,7 @@ from logto_webhooks.apply.batch import (
 from logto_webhooks.apply.membership_steps import MembershipAnnouncer, MembershipEnder
 from logto_webhooks.batch_sizes import FIRST_WEIGHT, BatchSizer
 from logto_webhooks.clock import Clock
-from logto_webhooks.database.deliveries import may_be_alone
+from logto_webhooks.database.deliveries import may_be_apart
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.store import LOCK_S, STATEMENT_S, WORKER_S, Store
 from logto_webhooks.deliveries import LARGE, ClaimedDelivery, DeliveryOutcome, DeliveryState
@@ -169,8 +169,8 @@ class DeliveryWorker:
         if not self._unapplied:
             self._token = uuid.uuid4().hex
             claimed = await self._host.run(self._claim)
-            was_alone = len(claimed) == 1 and may_be_alone(claimed[0])
-            self._claims_quick = was_alone and not self._claims_quick
+            were_apart = bool(claimed) and all(map(may_be_apart, claimed))
+            self._claims_quick = were_apart and not self._claims_quick
             self._claimed_at = time.monotonic()
             with contextlib.suppress(ClaimLost):
                 self._unapplied = await self._parse(claimed)

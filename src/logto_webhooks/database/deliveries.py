@@ -48,7 +48,8 @@ LOCK_MS: Final = 500
 _MOST_ROWS: Final = 64  # in one INSERT on SQLite
 _MOST_DIGESTS: Final = 1000  # in one IN (…)
 HUGE: Final = 512 * 2**10  # a body that can take seconds to apply
-FEW_CLAIMS: Final = 2  # until a delivery whose last claim was lost is claimed alone
+FEW_CLAIMS: Final = 2  # until deliveries whose last claim was lost are claimed by themselves
+_LOST_PART: Final = 8  # of these, one in so many is claimed together after each further loss
 MOST_DOUBLINGS: Final = 5  # of its lease
 _size = sa.func.length(deliveries.c.body)
 # So can a list of a thousand members.
@@ -57,12 +58,11 @@ _is_slow = sa.or_(
 )
 # The last of its claims was lost: it may be what ends its process.
 _was_lost = sa.and_(deliveries.c.token.is_not(None), deliveries.c.attempts >= FEW_CLAIMS)
-_is_alone = sa.or_(_is_slow, _was_lost)
 _SELECT_DUE = (
     sa.select(
         deliveries.c.id,
         _size.label("size"),
-        _is_alone.label("is_alone"),
+        _is_slow.label("is_slow"),
         sa.case((_was_lost, deliveries.c.attempts), else_=0).label("claims_lost"),
     )
     .where(is_pending, deliveries.c.due_at <= now())
@@ -70,7 +70,7 @@ _SELECT_DUE = (
     .limit(sa.bindparam("most"))
     .with_for_update(skip_locked=True)
 )
-_SELECT_QUICK = _SELECT_DUE.where(sa.not_(_is_alone))
+_SELECT_QUICK = _SELECT_DUE.where(sa.not_(sa.or_(_is_slow, _was_lost)))
 _these = among(deliveries.c.id, "ids")
 _lease_end = now() + sa.bindparam("lease_ms")
 _is_ours = deliveries.c.token == sa.bindparam("by")
@@ -104,9 +104,9 @@ _FINISH = (
 _SELECT_STORED = sa.select(*(_COLUMNS[name] for name in StoredDelivery.__struct_fields__))
 
 
-def may_be_alone(delivery: ClaimedDelivery) -> bool:
-    """Whether a delivery may have been claimed alone: it can take seconds to apply, or its claims
-    were lost."""
+def may_be_apart(delivery: ClaimedDelivery) -> bool:
+    """Whether a delivery may have been claimed apart from others: it can take seconds to apply, or
+    its claims were lost."""
     least = LARGE if delivery.event in MEMBERSHIP_EVENTS else HUGE
     return len(delivery.body) >= least or delivery.attempt > FEW_CLAIMS
 
@@ -149,9 +149,10 @@ class DeliveryStore:
     ) -> list[ClaimedDelivery]:
         """Claim due deliveries, the longest due first. Nobody else gets them during the lease.
 
-        One that can take seconds to apply is claimed alone, and with `quick`, only if no other is
-        due. So is one whose claims were lost, with a lease that grows: it may be what ends its
-        process, and others are applied meanwhile.
+        One that can take seconds to apply is claimed alone. So are, in the end, those whose claims
+        were lost, because one of them may be what ends its process: fewer together after each
+        further loss, with a lease that grows. With `quick`, both are claimed only if no other is
+        due.
         """
         due: Sequence[Any] = ()
         if quick:
@@ -160,11 +161,13 @@ class DeliveryStore:
             due = self._connection.execute(_SELECT_DUE, {"most": limit}).all()
         if not due:
             return []
-        if due[0].is_alone:
+        first = due[0]
+        due = [r for r in due if r.is_slow == first.is_slow and r.claims_lost == first.claims_lost]
+        if first.is_slow:
             due = due[:1]
-            lease_s *= 2 ** min(due[0].claims_lost, MOST_DOUBLINGS)
-        else:
-            due = [row for row in due if not row.is_alone]
+        elif first.claims_lost:
+            due = due[: max(1, limit // _LOST_PART ** (first.claims_lost - 1))]
+        lease_s *= 2 ** min(first.claims_lost, MOST_DOUBLINGS)
         ids = [row.id for row in due[: count_fitting((row.size for row in due), max_bytes)]]
         lease = {"ids": ids, "by": token, "lease_ms": int(lease_s * 1000)}
         rows = self._connection.execute(_LEASE, lease).mappings()
