@@ -50,7 +50,7 @@ class BatchSizer:
     """
 
     def __init__(self, budget_s: float, most: int = MAX_WEIGHT) -> None:
-        self._budget_s = budget_s
+        self.budget_s = budget_s
         self._most = most
         self.weight = min(FIRST_WEIGHT, most)
         self._fixed_s = 0.0  # what any transaction takes
@@ -69,7 +69,7 @@ class BatchSizer:
             self._fixed_s = (self._fixed_s + max(0.0, fixed_s)) / 2
         self._fixed_s = min(self._fixed_s, MOST_FIXED * seconds)
         self._last = (weight, seconds)
-        fitting = int(weight * self._budget_s / max(seconds - self._fixed_s, 1e-6))
+        fitting = int(weight * self.budget_s / max(seconds - self._fixed_s, 1e-6))
         self.weight = max(1, min(fitting, self.weight * 2, self._most))
 
     def shrink(self) -> None:

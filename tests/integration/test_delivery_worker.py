@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from logto_webhooks.apply import batch
+from logto_webhooks.apply import DeliveryWorker, batch
 from logto_webhooks.apply.batch import InvalidDelivery
-from logto_webhooks.batch_sizes import BatchSizer
+from logto_webhooks.batch_sizes import FIRST_WEIGHT, BatchSizer
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.schema import deliveries
 from logto_webhooks.database.store import Store
@@ -27,9 +27,9 @@ from logto_webhooks.instrumentation import (
 )
 from logto_webhooks.records.record import Key, Record
 from logto_webhooks.samples.request import SignedRequest
-from logto_webhooks.testing import App, make
+from logto_webhooks.testing import App, FrozenClock, make
 from tests.integration.conftest import Run
-from tests.support.stores import Copy, WrappedRunner, delivery
+from tests.support.stores import Copy, WrappedRunner, delivery, memory_host
 from tests.support.waiting import eventually
 
 
@@ -300,6 +300,28 @@ def test_what_any_batch_takes_makes_no_batch_small() -> None:
     assert settle(sizer, 0.004, 0.020) == 0.020
     assert 0.002 < settle(sizer, 0.0, 0.0001) < 0.008
     assert 0.002 < settle(sizer, 0.004, 0.0002) < 0.008
+
+
+def test_a_backlog_is_applied_in_larger_transactions() -> None:
+    """Accepting waits for each, so they are short as long as the worker keeps up."""
+
+    def count_steps(received_s: float) -> int:
+        host, clock = memory_host(), FrozenClock()
+        worker = DeliveryWorker(host, clock, lambda report: None, lambda: 0.0, budget_s=1e-9)
+        received_at = clock.now() - round(received_s * 1000)
+        bodies = [make.user_created(id=f"u{number}").body for number in range(FIRST_WEIGHT + 20)]
+
+        async def work() -> int:
+            await host.run(lambda store: store.add([delivery(b, received_at) for b in bodies]))
+            steps = 0
+            while await worker.step():
+                steps += 1
+            return steps
+
+        return asyncio.run(work())
+
+    assert count_steps(0.5) == 1 + 20
+    assert count_steps(5) < 1 + 20
 
 
 def test_a_delivery_weighs_what_it_changes() -> None:

@@ -59,6 +59,10 @@ LONGEST_SUSPECT_S: Final = 2 * LONGEST_WAIT_S  # the same for what got no answer
 CLOCK_S: Final = 2.0  # how often the database's clock is checked
 SLACK_MS: Final = 1_000  # differences between servers' clocks, or small corrections, are ignored
 NOTE_MS: Final = 60_000
+# Deliveries that wait for longer are a backlog. Many small transactions take several times as long
+# as few large ones, so these get larger, and accepting waits a little longer for each.
+BEHIND_MS: Final = 1_000
+BEHIND_S: Final = 0.05
 
 
 class DeliveryWorker:
@@ -91,6 +95,7 @@ class DeliveryWorker:
         self._lag_ms = lag_ms
         self._max_attempts = max_attempts
         self._replay_window_ms = replay_window_ms
+        self._budget_s = budget_s
         self._sizer = BatchSizer(budget_s)
         self._membership_ender = MembershipEnder(host, observe, budget_s)
         self._membership_announcer = MembershipAnnouncer(host, observe, budget_s)
@@ -172,6 +177,8 @@ class DeliveryWorker:
             were_apart = bool(claimed) and all(map(may_be_apart, claimed))
             self._claims_quick = were_apart and not self._claims_quick
             self._claimed_at = time.monotonic()
+            is_behind = any(self._clock.now() - d.received_at > BEHIND_MS for d in claimed)
+            self._sizer.budget_s = max(self._budget_s, BEHIND_S) if is_behind else self._budget_s
             with contextlib.suppress(ClaimLost):
                 self._unapplied = await self._parse(claimed)
         batch: Sequence[Work] = self._unapplied
