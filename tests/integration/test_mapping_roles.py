@@ -193,6 +193,44 @@ def test_the_order_of_arrival_does_not_matter(kind: StoreKind, tmp_path: Path) -
         asyncio.run(live(order))
 
 
+@pytest.mark.parametrize("lost", ["a column", "the table"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_roles_are_not_refused_because_the_table_of_users_was_changed(
+    kind: StoreKind, lost: str, tmp_path: Path
+) -> None:
+    """`mapping check` says of each mapping that refers to it what is missing, and checks others."""
+
+    async def live(application: RoleApplication) -> None:
+        await application.map_roles()
+        await Copy(application.host).take([ANA, ACME, JOINED])
+        await learn(application.host, read_user_roles("ana", EDITOR, 3_000))
+        await learn(application.host, read_member_roles({"o1": "admin"}, 3_000))
+        application.delete(application.member_roles)
+        application.delete(application.members)
+        application.delete(application.teams)
+        users = application.users.fullname
+        change = "COLUMN first_name TO given_name" if lost == "a column" else "TO people"
+        with application.engine.begin() as connection:
+            connection.execute(sa.text(f"ALTER TABLE {users} RENAME {change}"))
+        what = f"column {users}.first_name" if lost == "a column" else f"table {users}"
+        missing = f"The {what} doesn't exist. Run your migrations"
+        referring = (application.members, application.user_roles, application.member_roles)
+        assert [
+            (each.mapping, each.problem, each.reason)
+            async for page in find_differences(application.host, application.mappings)
+            for each in page
+        ] == [
+            (users, "unchecked", missing),
+            (application.teams.fullname, "missing", None),
+            *(
+                (table.fullname, "unchecked", f"Its rows refer to {users}. {missing}")
+                for table in referring
+            ),
+        ]
+
+    RoleApplication.run(kind, tmp_path, live)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_role_that_is_not_there_is_a_conflict_of_it_alone(
     kind: StoreKind, tmp_path: Path

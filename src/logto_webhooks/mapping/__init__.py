@@ -111,6 +111,23 @@ class Mappings:
                 return mapping
         return None
 
+    def find_parents(
+        self, mapping: EntityMapping | PairMapping
+    ) -> list[EntityMapping | PairMapping]:
+        """Find the mappings to whose rows those of a mapping refer, also by way of each other."""
+        reached = {mapping.name: mapping}
+        new = [mapping]
+        while new:
+            ends = [end for each in new if isinstance(each, PairMapping) for end in each.ends]
+            new = [
+                parent
+                for parent in self.all
+                if parent.name not in reached
+                and any(end.find_referred([parent.table]) is not None for end in ends)
+            ]
+            reached |= {parent.name: parent for parent in new}
+        return [parent for name, parent in reached.items() if name != mapping.name]
+
     @property
     def registered(self) -> Sequence[RegisteredMapping]:
         """The mappings as other processes know them."""

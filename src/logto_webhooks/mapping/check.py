@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from logto_webhooks.database.mapped_rows import LINKING, RegisteredMapping, RowState
+from logto_webhooks.database.mapped_rows import LINKING, RowState
 from logto_webhooks.database.runner import TransactionRunner, run_or_rehearse
 from logto_webhooks.database.store import Store
 from logto_webhooks.errors import InvalidMapping, StoreUnavailable
@@ -59,9 +59,7 @@ async def find_differences(
     """
     run = ApplyRun(rehearses=True, excluded=Counter() if excluded is None else excluded)
     for mapping in mappings.all:
-        if problem := await host.read(
-            partial(_find_problem, mapping=mapping, registered=mappings.registered)
-        ):
+        if problem := await host.read(partial(_find_problem, mapping=mapping, mappings=mappings)):
             yield [_uncheck(mapping, problem)]
             continue
         try:
@@ -78,15 +76,21 @@ def _uncheck(mapping: EntityMapping | PairMapping, problem: str) -> Difference:
 def _find_problem(
     store: Store,
     mapping: EntityMapping | PairMapping,
-    registered: Sequence[RegisteredMapping],
+    mappings: Mappings,
 ) -> str:
     """Say why a mapping can't be checked, and what to do; "" if it can."""
+    registered = mappings.registered
     try:
         check_not_replaced(store, next(own for own in registered if own.name == mapping.name))
     except InvalidMapping as error:
         return error.problem
-    missing = find_missing(store, mapping)
-    return f"{missing}. Run your migrations" if missing else ""
+    if missing := find_missing(store, mapping):
+        return f"{missing}. Run your migrations"
+    # Without the rows of its users, say, nobody knows what its rows should be.
+    for parent in mappings.find_parents(mapping):
+        if missing := find_missing(store, parent):
+            return f"Its rows refer to {parent.name}. {missing}. Run your migrations"
+    return ""
 
 
 async def _compare(
