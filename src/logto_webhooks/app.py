@@ -38,6 +38,7 @@ from logto_webhooks.errors import (
     SettingInvalid,
     StartedElsewhere,
 )
+from logto_webhooks.event_loop import is_loop_running
 from logto_webhooks.events.local import OrganizationRow, UserRow
 from logto_webhooks.handlers import TIME_LIMIT_S, Function, HandlerOptions, What, parse_patterns
 from logto_webhooks.ingest import WebhookResponse, asgi
@@ -518,7 +519,7 @@ class LogtoWebhooks(Admin):
 
         Raises CalledFromEventLoop, and any exception of the coroutine.
         """
-        if _is_loop_running():
+        if is_loop_running():
             work.close()
             raise CalledFromEventLoop()
         loop = self.handlers.loop
@@ -562,10 +563,3 @@ def _warn_about_unread_credentials() -> None:
             "use Logto's API. To use it, pass environment=os.environ.",
             variable,
         )
-
-
-def _is_loop_running() -> bool:
-    with contextlib.suppress(RuntimeError):
-        asyncio.get_running_loop()
-        return True
-    return False

@@ -18,6 +18,14 @@ T = TypeVar("T")
 logger = logging.getLogger("logto_webhooks")
 
 
+def is_loop_running() -> bool:
+    """Whether an event loop runs in this thread."""
+    with suppress(RuntimeError):
+        asyncio.get_running_loop()
+        return True
+    return False
+
+
 async def forever(
     step: Callable[[], Awaitable[object]],
     pause_s: float,

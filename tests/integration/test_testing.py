@@ -333,6 +333,34 @@ def test_what_a_handler_returns_unrun_is_told(engine: sa.Engine) -> None:
                 app.deliver(made)
 
 
+@pytest.mark.parametrize("is_awaited", [False, True])
+def test_an_error_comes_without_others(engine: sa.Engine, is_awaited: bool) -> None:
+    """Its traceback shows what the test is about, with an event loop or without."""
+    logto = logto_of(engine)
+
+    @logto.on(events.RoleCreated, name="fails")
+    def fails() -> None:
+        raise KeyError("of the handler")
+
+    def deliver(app: testing.App) -> None:
+        with pytest.raises(KeyError, match="of the handler") as raised:
+            app.deliver(testing.make.role_created())
+        assert (raised.value.__context__, raised.value.__cause__) == (None, None)
+        with pytest.raises(SettingInvalid, match="pass seconds") as refused:
+            app.tick(-1)
+        assert (refused.value.__context__, refused.value.__cause__) == (None, None)
+
+    async def deliver_in_loop(app: testing.App) -> None:
+        deliver(app)
+
+    with engine.connect() as connection:
+        app = testing.app(logto, connection)
+        if is_awaited:
+            asyncio.run(deliver_in_loop(app))
+        else:
+            deliver(app)
+
+
 def test_what_cannot_be_is_said(tmp_path: Path) -> None:
     """A database without our schema, a connection that is none, a handler that isn't there."""
     engine = sa.create_engine(f"sqlite:///{tmp_path / 'app.db'}")

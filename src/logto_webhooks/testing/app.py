@@ -23,7 +23,7 @@ from logto_webhooks.errors import (
     RowWaits,
     SettingInvalid,
 )
-from logto_webhooks.event_loop import Offloader
+from logto_webhooks.event_loop import Offloader, is_loop_running
 from logto_webhooks.handlers import Handler, Handlers
 from logto_webhooks.handlers.call import ClaimedJob, HandlerCaller, call_function
 from logto_webhooks.ingest import Receiver
@@ -404,9 +404,7 @@ def app(
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine, in a test with or without an event loop. With one, it must not wait."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if not is_loop_running():  # not in `except`: its error would be shown with each of `work`
         return asyncio.run(work)
     try:
         work.send(None)
