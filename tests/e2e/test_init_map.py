@@ -160,6 +160,48 @@ def test_members_wait_until_their_times_have_a_default(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "asyncpg"])
+def test_a_time_as_text_is_a_comment_that_says_why(kind: Kind, tmp_path: Path) -> None:
+    """An empty text is no time. Existing users are linked, and new rows need a default."""
+    stamps = '"createdAt" TEXT NOT NULL, updated_at TEXT NOT NULL, seen_at TEXT'
+    with own_database(kind, tmp_path) as database:
+        tables = (
+            "CREATE TABLE teams (id INTEGER PRIMARY KEY GENERATED, logto_id TEXT UNIQUE, name "
+            "TEXT)",
+            "CREATE TABLE users (id INTEGER PRIMARY KEY GENERATED, logto_id TEXT UNIQUE, email "
+            f"TEXT NOT NULL, bio TEXT NOT NULL, {stamps})",
+            "CREATE TABLE members (id INTEGER PRIMARY KEY GENERATED, team_id INTEGER REFERENCES "
+            "teams (id), user_id INTEGER REFERENCES users (id), created TEXT NOT NULL)",
+            "INSERT INTO users VALUES (7, NULL, 'ana@example.com', '', 'then', 'now', NULL)",
+        )
+        create(database, Application(tables, set(), ""))
+        assert command("init", "--map", folder=tmp_path, **database.variables).returncode == 0
+        text = (tmp_path / "logto-webhooks.toml").read_text()
+        sections = tomllib.loads(text)["map"]
+        assert set(sections) == {"users", "organizations"}
+        assert sections["users"]["create_defaults"] == {"bio": ""}
+        assert sections["users"]["fill"] == {}
+        assert (
+            "create = false  # createdAt, updated_at are NOT NULL, and nothing fills them: no rows "
+            "are inserted. To insert rows, give them a default in your database, and remove this\n"
+        ) in text
+        for name in ("createdAt", "updated_at"):
+            commented = f'# {name} = "created_at"  # {name} is of type TEXT, and "created_at" is a '
+            assert f"{commented}time, which a file can't format: " in text
+        assert "seen_at" not in text
+        assert "# NOT NULL, without a default: created.\n" in text
+        asked = re.findall(r"^#     (ALTER .* SET DEFAULT now\(\));$", text, re.MULTILINE)
+        database.execute(*asked)  # text takes it
+        assert len(asked) == (0 if kind == "sqlite" else 1)
+        assert command("migrate", folder=tmp_path, **database.variables).returncode == 0
+        variables: dict[str, Any] = database.variables
+        with Service(tmp_path, **variables) as service:
+            made = make.user_created(id="ana", email="ana@example.com")
+            assert service.post(made).status_code == 200
+            linked = "SELECT id FROM users WHERE logto_id = 'ana'"
+            until(lambda: database.rows(linked) == [(7,)], lambda: service.log)
+
+
 def test_a_row_from_before_logto_keeps_what_logto_does_not_have(tmp_path: Path) -> None:
     """Linking it sets its key, and what was NULL."""
     columns = ("username", "full_name", "avatar_url", "phone", "first_name", "last_name")

@@ -147,6 +147,12 @@ def test_what_is_wrong_with_a_section(text: str, problem: str) -> None:
         ('columns = { age = "created_at" }', "columns: age is of type INTEGER, and "),
         ('columns = { email = "custom_data" }', "columns: email is of type VARCHAR(99), and "),
         (
+            'columns = { email = "created_at" }',
+            'columns: email is of type VARCHAR(99), and "created_at" is a time, which a file '
+            "can't format: use a column for times, or map the table in Python, with a function "
+            "that formats it.",
+        ),
+        (
             'columns = { email = { if_role = "a", then = 1, else = 2 } }',
             "columns: email must look ",
         ),

@@ -281,6 +281,24 @@ def test_a_mapping_that_raises_is_a_conflict(kind: StoreKind, tmp_path: Path) ->
     Application.run(kind, tmp_path, live)
 
 
+@pytest.mark.postgres
+def test_a_time_for_a_column_of_text_says_what_to_do(tmp_path: Path) -> None:
+    """If a function returns it. asyncpg writes none, and other drivers write it as they like."""
+
+    async def live(application: Application) -> None:
+        own = application.users.c
+        columns = {own.first_name: lambda user: user.created_at, own.active: lambda user: True}
+        host = await application.map(columns=columns)
+        await Copy(host).take([CREATED])
+        [group] = await host.read(lambda store: store.mappings.list_unwritten(["conflict"]))
+        assert group.reason == (
+            "the value of first_name is of type datetime, which doesn't fit the column: fill it "
+            "with a function that formats the time"
+        )
+
+    Application.run("asyncpg", tmp_path, live)
+
+
 def broken(user: Any) -> Any:
     raise ValueError("a mapping's own error")
 

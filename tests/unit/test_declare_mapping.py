@@ -226,11 +226,20 @@ def test_a_column_that_takes_no_value_of_the_source_is_refused(column: str, sour
     assert said == refused(fill={column: source})
 
 
+def test_a_time_in_a_column_of_text_is_refused() -> None:
+    """Some drivers write it, and it differs when it is read again. A function can format it."""
+    said = refused(columns={User.email: "created_at"})
+    assert "email can't be filled by 'created_at', because that is a time, and " in said
+    advice = "lambda row: row.created_at and row.created_at.isoformat()"
+    assert said.endswith(f"use a function of the row that formats it, such as {advice}.")
+    declare(columns={User.email: lambda row: row.created_at and row.created_at.isoformat()})
+
+
 @pytest.mark.parametrize(
     ("column", "source"),
     [
         *itertools.product(["email", "kind", "own", "profile", "ref"], ["name"]),
-        *itertools.product(["email", "seen_at", "born_on", "own"], ["created_at"]),
+        *itertools.product(["seen_at", "born_on", "own"], ["created_at"]),
         *itertools.product(["profile", "profile_b", "own"], ["custom_data"]),
         *itertools.product(["active", "logins", "email"], ["is_suspended"]),
         *itertools.product(["active", "logins", "seen_at", "tags"], ["custom_data.value"]),

@@ -65,6 +65,12 @@ _COMPARED: Final[dict[Type, tuple[type, ...]]] = {
 }
 
 
+_FORMAT: Final = (
+    ", which a file can't format: use a column for times, or map the table in Python, with a "
+    "function that formats it"
+)
+
+
 class FieldValue(FileSource, frozen=True):
     """The value of a field, or at a path inside its JSON."""
 
@@ -168,8 +174,10 @@ def read_source(
     fitting = next((fits for kind, fits in _FITTING if isinstance(column.type, kind)), None)
     if fitting and type != "any" and type not in fitting:
         article = "" if type == "JSON" else "a "
+        advice = _FORMAT if type == "time" and isinstance(column.type, sa.String) else ""
         raise fail(
-            f"{column.name} is of type {_show_type(column)}, and {_show(value)} is {article}{type}"
+            f"{column.name} is of type {_show_type(column)}, and {_show(value)} is "
+            f"{article}{type}{advice}"
         )
     return AsInteger(source) if isinstance(column.type, sa.Integer) else source
 

@@ -57,6 +57,9 @@ _OF_ORGANIZATION: Final = {
 }
 _MAYBE_KEYS: Final = ("external_id", "auth_id", "identity_id", "oidc_sub", "sub", "auth0_id")
 _ROLE: Final = ("role", "member_role", "role_name")
+_TIME: Final = re.compile(
+    "_at$|^(created|updated|modified|joined)(_on)?$|(^|_)date_(created|updated|modified|joined)$"
+)
 _PASSWORD: Final = re.compile("passw|pwd|hash|salt")
 _KEEPS: Final = "set only while NULL. To copy each change, move it to columns"
 _CHECK: Final = "NOT NULL, and Logto has no value for it: check this one"
@@ -217,7 +220,7 @@ def _ask_for_defaults(tables: OwnTables, table: sa.Table) -> str:
     columns = [
         column
         for column in table.c
-        if isinstance(column.type, sa.DateTime | sa.Date)
+        if (isinstance(column.type, sa.DateTime | sa.Date) or _holds_time_as_text(column))
         and is_required(column)
         and not column.foreign_keys
     ]
@@ -329,6 +332,7 @@ def _add_required(
     """Add values for the other NOT NULL columns of new rows."""
     written = (*section.columns, *section.fill)
     names = {*filled, *(name.strip('"') for name, _, _ in written)}
+    unfilled: list[str] = []
     for column in table.c:
         if column.name in names or not is_required(column):
             continue
@@ -339,9 +343,16 @@ def _add_required(
         elif constant is not None:
             section.create_defaults.append((key, _to_toml(constant), _CHECK))
         elif row_type is not MemberRow:
-            remark = f"{column.name} is NOT NULL, and nothing fills it: no rows are inserted"
-            section.main.append(("create", "false", remark))
-            return
+            if _holds_time_as_text(column):
+                _add_column(section, row_type, column, "created_at", part="fill")
+            unfilled.append(column.name)
+    if unfilled:
+        are, them = ("is", "it") if len(unfilled) == 1 else ("are", "them")
+        remark = (
+            f"{', '.join(unfilled)} {are} NOT NULL, and nothing fills {them}: no rows are "
+            f"inserted. To insert rows, give {them} a default in your database, and remove this"
+        )
+        section.main.append(("create", "false", remark))
 
 
 def _find_value(column: sa.Column[Any], row_type: type[Struct]) -> tuple[Any, Any]:
@@ -359,7 +370,7 @@ def _find_value(column: sa.Column[Any], row_type: type[Struct]) -> tuple[Any, An
             return "id", None
         if is_text and _is_unique(column):
             return logto_id, None
-    if column.primary_key or _is_unique(column):
+    if column.primary_key or _is_unique(column) or _holds_time_as_text(column):
         return None, None
     if isinstance(column.type, sa.Enum):
         return None, column.type.enums[0]
@@ -372,6 +383,12 @@ def _find_value(column: sa.Column[Any], row_type: type[Struct]) -> tuple[Any, An
         (sa.ARRAY, []),
     )
     return None, next((value for kind, value in constants if isinstance(column.type, kind)), None)
+
+
+def _holds_time_as_text(column: sa.Column[Any]) -> bool:
+    """Whether a column of text seems to hold a time, by its name."""
+    is_text = isinstance(column.type, sa.String) and not isinstance(column.type, sa.Enum)
+    return is_text and _TIME.search(_plain(column.name)) is not None
 
 
 def _find_users(tables: OwnTables) -> sa.Table | None:

@@ -26,7 +26,8 @@ _TIMES: Final = (date, time, timedelta)  # a datetime is a date
 _UNFIT: Final[dict[type, tuple[type, ...]]] = {
     str: (*_NUMBERS, *_TIMES, bytes, dict, list),
     bool: (*_TIMES, bytes, dict, list),
-    datetime: (*_NUMBERS, timedelta, bytes, dict, list),
+    # Some drivers write a time as text, which never equals the time when it is read again.
+    datetime: (str, *_NUMBERS, timedelta, bytes, dict, list),
     dict: (str, *_NUMBERS, *_TIMES, bytes, list),
     tuple: (str, *_NUMBERS, *_TIMES, bytes),
 }
@@ -121,9 +122,13 @@ def check_type(
     if own is None or not kinds or not all(is_unfit(kind, own) for kind in kinds):
         return
     word = _WORDS.get(kinds[0], kinds[0].__name__)
+    advice = "use a function of the row"
+    if kinds[0] is datetime and issubclass(own, str):
+        value = f"row.{field}"
+        advice += f" that formats it, such as lambda row: {value} and {value}.isoformat()"
     raise problem(
         f"{column.name} can't be filled by {field!r}, because that is {word}, and the column is "
-        f"of type {column.type!r}: use a function of the row"
+        f"of type {column.type!r}: {advice}"
     )
 
 
@@ -153,8 +158,10 @@ def find_misfit(table: sa.Table, values: Mapping[str, Any]) -> str:
             continue
         if isinstance(value, int | float | Decimal) and own in (int, float, Decimal):
             continue
-        kind = type(value).__name__
-        return f"the value of {column.name} is of type {kind}, which doesn't fit the column"
+        problem = f"the value of {column.name} is of type {type(value).__name__}"
+        is_time_as_text = isinstance(value, date | time) and issubclass(own, str)
+        advice = ": fill it with a function that formats the time" if is_time_as_text else ""
+        return f"{problem}, which doesn't fit the column{advice}"
     return ""
 
 
