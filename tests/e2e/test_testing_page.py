@@ -12,7 +12,10 @@ from tests.support import postgres
 from tests.support.doc_runner import Page
 
 TEXT = Path(__file__).parents[2] / "docs" / "testing.md"
-FILES = ("shop", "conftest", "test_greetings", "test_awaited", "test_fixture", "test_http")
+FILES = (
+    *("shop", "conftest", "test_greetings", "test_retries", "club", "test_people"),
+    *("test_awaited", "test_fixture", "test_http"),
+)
 # What the page says in words: the fixture on an AsyncConnection, and in memory.
 FIXTURES = """
 import pytest
@@ -61,10 +64,10 @@ def url() -> Iterator[str]:
 
 
 def test_the_page_about_testing_runs_as_printed(tmp_path: Path, url: str) -> None:
-    """Synchronous, awaited, by the fixture, and over HTTP."""
+    """Synchronous, with retries and mapped tables, awaited, by the fixture, and over HTTP."""
     blocks = re.findall(r"```python\n(.*?)```", TEXT.read_text(), re.DOTALL)
     page = Page(tmp_path, environment=PLUGINS | {"TEST_DATABASE_URL": url})
     for name, block in zip(FILES, blocks, strict=True):
         page.write(f"{name}.py", block)
     page.write("test_fixtures.py", FIXTURES)
-    assert "8 passed" in page.run(PYTEST)
+    assert "13 passed" in page.run(PYTEST)
