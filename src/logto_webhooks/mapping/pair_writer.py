@@ -12,7 +12,6 @@ from msgspec.structs import replace
 from logto_webhooks.database.mapped_rows import (
     BY_WHERE,
     RowState,
-    decode_ids,
     encode_id,
 )
 from logto_webhooks.errors import RowRejected
@@ -34,12 +33,8 @@ from logto_webhooks.mapping.ends import (
 )
 from logto_webhooks.mapping.entity_writer import EntityWriter
 from logto_webhooks.mapping.mirror import Pair, read_pairs
-from logto_webhooks.mapping.primary_keys import (
-    AT_ONCE,
-    describe_null,
-    describe_several,
-    make_conditions,
-)
+from logto_webhooks.mapping.pair_rows import PairRows, Values
+from logto_webhooks.mapping.primary_keys import describe_null, make_conditions
 from logto_webhooks.mapping.row_limits import RowLimits
 from logto_webhooks.mapping.table_writer import (
     NOT_KEPT,
@@ -53,7 +48,6 @@ from logto_webhooks.records.record import Key
 # Records that are written with the one that they waited for. Others are tried again, as all that
 # waits: a transaction must end in time.
 MOST_WAITING: Final = 10_000
-Values = tuple[Any, ...]  # of the columns of a row's ends
 
 
 class PairWriter(TableWriter):
@@ -74,17 +68,14 @@ class PairWriter(TableWriter):
     ) -> None:
         """`parents` are the mappings of the tables that this one can refer to."""
         super().__init__(connection, mapping, schemas, run, limits)
-        self._earlier = run
         self.kind = mapping.kind
         self.is_of_members = mapping.pair == "member"
         self._mapping = mapping
-        self._ends = [(end, self._make_values(end, parents)) for end in mapping.ends]
+        ends = [(end, self._make_values(end, parents)) for end in mapping.ends]
+        self._rows = PairRows(mapping, ends, self._run, connection.dialect, run)
         self._pairs: dict[str, list[Pair]] = {}  # by record, as read before
         self._unwanted: dict[str, list[Pair]] = {}  # those that `where` excludes
         self._failed: dict[str, Exception] = {}  # of pairs for which `where` has no result
-        self._columns = tuple(end.column for end in mapping.ends)
-        self._ends_of: dict[Values, Values] = {}  # of rows that were read, by primary key
-        self._repeated: set[Values] = set()  # the ends that several rows have
         self._inserted_ends: dict[str, str] = {}  # those of new rows, as text
         self.came: set[str] = set()  # records that have a row, or another one, since now
 
@@ -119,15 +110,15 @@ class PairWriter(TableWriter):
     ) -> tuple[list[str], tuple[Any, ...] | None]:
         """Find rows, after a primary key, of pairs that the mirror doesn't have; return the last
         primary key, too. A row whose ends aren't all Logto's is the application's own."""
-        rows = self._list_after(after, limit, *self._columns)
+        rows = self._list_after(after, limit, *self._rows.columns)
         if not rows:
             return [], None
         count = len(self._primary_key)
-        named = self._name({tuple(row[count:]) for row in rows}).values()
+        named = self._rows.name_ends({tuple(row[count:]) for row in rows}).values()
         complete = [ids for ids in named if None not in ids]
-        records = {record for ids in complete if (record := self._record_of(ids)) is not None}
+        records = {record for ids in complete if (record := self._rows.record_of(ids)) is not None}
         present = {
-            tuple(end.id_in(pair.row) for end, _ in self._ends) for pair in self._read(records)
+            tuple(end.id_in(pair.row) for end in self._mapping.ends) for pair in self._read(records)
         }
         extra = sorted(":".join(map(str, ids)) for ids in complete if ids not in present)
         return extra, tuple(rows[-1][:count])
@@ -179,16 +170,15 @@ class PairWriter(TableWriter):
         """Delete the rows of pairs that are over, unless `new` pairs want them. Return the pairs
         that have none any more."""
         over = [replace(state, state="ok", reason=None, blocked_by=None) for state in over]
-        rows = self._find_written(over)
+        rows = self._rows.find_written(over)
         # The application may have deleted the row, and inserted it again with other values.
         others = [s for s in over if s.logto_id not in rows and s.row_id is not None]
-        rows |= self._find_by_ends(others)
-        kept = set() if self.is_of_members else set(self._find_values(new).values())
-        ends = {
-            id_: values for id_, row in rows.items() if (values := self._ends_in(row)) not in kept
-        }
-        several = {id_ for id_, values in ends.items() if values in self._repeated}
-        told = [refuse(stored[i], "conflict", self._tell_several()) for i in sorted(several)]
+        rows |= self._rows.find_by_states(others)
+        kept = set() if self.is_of_members else set(self._rows.find_values(new).values())
+        rows = {i: row for i, row in rows.items() if self._rows.ends_in(row) not in kept}
+        several = {id_ for id_, row in rows.items() if self._rows.are_several(row)}
+        reason = self._rows.describe_several()
+        told = [refuse(stored[id_], "conflict", reason) for id_ in sorted(several)]
         self._settle(told, stored)
         plans = [
             PlannedRow(
@@ -198,7 +188,7 @@ class PairWriter(TableWriter):
                 state=state,
             )
             for state in over
-            if state.logto_id in ends.keys() - several
+            if state.logto_id in rows.keys() - several
         ]
         written = self._write_in_time(plans)
         self._save([state for state in written.values() if state.state != "ok"], stored)
@@ -242,7 +232,7 @@ class PairWriter(TableWriter):
         for plan in plans:
             state, before = states[plan.logto_id], plan.replaces or plan.primary_key
             if state.state != "ok" and before:  # the row is as it was
-                ends = encode_id(self._ends_of[before])
+                ends = encode_id(self._rows.ends_of[before])
                 states[plan.logto_id] = replace(state, row_id=encode_id(before), ends=ends)
             elif state.state == "ok" and plan.action == "insert":
                 row_id, ends = self._inserted[plan.logto_id], self._inserted_ends[plan.logto_id]
@@ -256,15 +246,15 @@ class PairWriter(TableWriter):
         self._states.forget([id_ for id_ in excluded if stored[id_].row_id is None])
 
     def _note_inserted(self, plans: Sequence[PlannedRow]) -> None:
-        ends = {plan.logto_id: self._values_of(plan.values) for plan in plans}
-        rows = self._find_own(list(ends.values()))
+        ends = {plan.logto_id: self._rows.values_of(plan.values) for plan in plans}
+        rows = self._rows.find(list(ends.values()))
         if any(values not in rows for values in ends.values()):
             raise RowRejected(problem=NOT_KEPT)
-        if not self._repeated.isdisjoint(ends.values()):
-            raise RowRejected(problem=self._tell_several())
+        if not self._rows.repeated.isdisjoint(ends.values()):
+            raise RowRejected(problem=self._rows.describe_several())
         self._note_keys({id_: self._key_of(rows[values]) for id_, values in ends.items()})
         self._inserted_ends |= {
-            id_: encode_id(self._ends_in(rows[values])) for id_, values in ends.items()
+            id_: encode_id(self._rows.ends_in(rows[values])) for id_, values in ends.items()
         }
 
     def _tell_excluded(
@@ -301,10 +291,9 @@ class PairWriter(TableWriter):
         return RowState(logto_id=pair.id, record_id=record_id, role=getattr(pair.row, "name", None))
 
     def _plan(self, pairs: Sequence[Pair], stored: Mapping[str, RowState]) -> list[PlannedRow]:
-        values = self._find_values(pairs)
+        values = self._rows.find_values(pairs)
         filled = {id_: ends for id_, ends in values.items() if not isinstance(ends, NoValue)}
-        own_rows = self._find_own(list(filled.values()))
-        own = {id_: own_rows[ends] for id_, ends in filled.items() if ends in own_rows}
+        own = self._rows.find_of(values)
         former = self._find_former(filled, own, stored)
         order = self._follow(own, former)
         ready = filled.keys() - self._failed
@@ -355,8 +344,8 @@ class PairWriter(TableWriter):
 
     def _find_problem(self, own: sa.RowMapping) -> str | None:
         """Say why a row can't be written."""
-        if self._ends_in(own) in self._repeated:
-            return self._tell_several()
+        if self._rows.are_several(own):
+            return self._rows.describe_several()
         return describe_null(self._primary_key) if None in self._key_of(own) else None
 
     def _plan_row(
@@ -374,7 +363,7 @@ class PairWriter(TableWriter):
         new = self._new_state(pair)
         if isinstance(values, Exception):
             return self._refuse_unevaluated(state, values)
-        keys = dict(zip((column.key for column in self._columns), ends, strict=True))
+        keys = dict(zip((column.key for column in self._rows.columns), ends, strict=True))
         row = own or former
         if row is None:
             return PlannedRow(
@@ -399,7 +388,7 @@ class PairWriter(TableWriter):
         self, state: RowState, own: sa.RowMapping, changed: Mapping[str, Any]
     ) -> RowState:
         """Return a state with the primary key and the ends of a row after a change."""
-        ends = encode_id(changed.get(column.key, own[column]) for column in self._columns)
+        ends = encode_id(changed.get(column.key, own[column]) for column in self._rows.columns)
         return replace(state, row_id=self._id_after(own, changed), ends=ends)
 
     def _find_former(
@@ -418,173 +407,12 @@ class PairWriter(TableWriter):
         # Each row is left by one pair, and by none if a pair has it and stays.
         taken = {self._key_of(own[id_]) for id_ in known.keys() - moved.keys()}
         former: dict[str, sa.RowMapping] = {}
-        for id_, row in self._find_written(moved.values()).items() if moved else ():
+        for id_, row in self._rows.find_written(moved.values()).items() if moved else ():
             key = self._key_of(row)
             if key not in taken and (id_ not in own or key != self._key_of(own[id_])):
                 taken.add(key)
                 former[id_] = row
         return former
-
-    def _find_written(self, states: Collection[RowState]) -> dict[str, sa.RowMapping]:
-        """Find the rows of pairs that have the ends with which they were written, and that are of
-        nobody else now. The application may have given a row to others; and a database can use
-        a primary key again, so that tells nothing."""
-        ends_of = {s.logto_id: s.ends for s in states if s.ends is not None}
-        decoded = decode_ids(ends_of.values(), self._columns, self._connection.dialect)
-        own_rows = self._find_own(list(decoded.values()))
-        # As they were read: a type of the application's own may give back other objects.
-        by_ends = {encode_id(ends): (ends, row) for ends, row in own_rows.items()}
-        there = {id_: by_ends[text] for id_, text in ends_of.items() if text in by_ends}
-        ends_before = {id_: ends for id_, (ends, _) in there.items()}
-        of_others = self._find_given_away(ends_before, states) if there else ()
-        written = {id_: row for id_, (_, row) in there.items() if id_ not in of_others}
-        return written | self._find_emptied([s for s in states if s.logto_id not in there])
-
-    def _find_emptied(self, states: Collection[RowState]) -> dict[str, sa.RowMapping]:
-        """Find the rows of pairs by their primary keys, in which ON DELETE SET NULL has emptied an
-        end, because its row is gone, and the others are as they were."""
-        dialect = self._connection.dialect
-        known = {s.row_id: s for s in states if s.row_id is not None and s.ends is not None}
-        keys = decode_ids(known, self._primary_key, dialect).values()
-        emptied = [
-            (state, row)
-            for are_some in make_conditions(self._primary_key, keys)
-            for row in self._read_own(are_some)
-            if (state := known.get(encode_id(self._key_of(row)))) is not None
-            and None in self._ends_in(row)
-        ]
-        before = decode_ids([str(state.ends) for state, _ in emptied], self._columns, dialect)
-        named = self._name(set(before.values()))
-        return {
-            state.logto_id: row
-            for state, row in emptied
-            if (ends := before.get(str(state.ends))) is not None
-            and all(
-                own == was or (own is None and name is None and _can_be_emptied(column))
-                for own, was, name, column in zip(
-                    self._ends_in(row), ends, named[ends], self._columns, strict=True
-                )
-            )
-        }
-
-    def _find_given_away(
-        self, ends_before: Mapping[str, Values], states: Collection[RowState]
-    ) -> set[str]:
-        """Return those of the pairs whose ends' rows, other than of roles, are of others now."""
-        named = self._name(set(ends_before.values()))
-        wanted = {state.logto_id: self._name_ends(state) for state in states}
-        given_away: set[str] = set()
-        for place, (end, values) in enumerate(self._ends):
-            if isinstance(end, RoleEnd):
-                continue
-            unnamed: dict[str, Former] = {}
-            for id_, ends in ends_before.items():
-                name, id_of_end = named[ends][place], str(wanted[id_][place])
-                if name is None:
-                    unnamed[id_] = (ends[place], id_of_end)
-                elif name != id_of_end:
-                    given_away.add(id_)
-            former = values.find_former(set(unnamed.values())) if unnamed else set()
-            given_away.update(id_ for id_, end in unnamed.items() if end not in former)
-        return given_away
-
-    def _find_by_ends(self, states: Collection[RowState]) -> dict[str, sa.RowMapping]:
-        """Find the rows of pairs by what their ends hold now, whoever has written them."""
-        ids = {state.logto_id: self._name_ends(state) for state in states}
-        known = {i: [end for end in ends if end is not None] for i, ends in ids.items()}
-        complete = {i: ends for i, ends in known.items() if len(ends) == len(self._ends)}
-        values = self._resolve(complete)
-        filled = {i: ends for i, ends in values.items() if not isinstance(ends, NoValue)}
-        own_rows = self._find_own(list(filled.values()))
-        return {i: own_rows[ends] for i, ends in filled.items() if ends in own_rows}
-
-    def _name_ends(self, state: RowState) -> list[str | None]:
-        """Return the ids of the ends of a pair, or the name of a role that is found by it."""
-        record_id = state.record_id or state.logto_id
-        key = Key(self.kind, record_id)
-        ids: dict[str, str] = {end.kind: end.id for end in key.ends}
-        ids |= {"member": record_id, "role": state.logto_id.removeprefix(f"{record_id}:")}
-        return [
-            state.role if isinstance(end, RoleEnd) and end.by == "name" else ids[end.kind]
-            for end, _ in self._ends
-        ]
-
-    def _record_of(self, ids: Sequence[str | None]) -> str | None:
-        """Return the record of a row by the ids of its ends; None if one isn't Logto's."""
-        owners = ids if self.is_of_members else ids[:-1]
-        return None if None in owners else ":".join(map(str, owners))
-
-    def _name(self, ends: Collection[Values]) -> dict[Values, tuple[str | None, ...]]:
-        """Return the ids for what the columns of ends hold; None for an end that isn't Logto's."""
-        by_end: list[dict[Any, str]] = []
-        for place, (_, values) in enumerate(self._ends):
-            own = {row[place] for row in ends if row[place] is not None}
-            by_end.append(values.find_ids(own) if own else {})
-        return {
-            row: tuple(ids.get(value) for ids, value in zip(by_end, row, strict=True))
-            for row in ends
-        }
-
-    def _find_values(self, pairs: Sequence[Pair]) -> dict[str, Values | NoValue]:
-        """Return what the columns of each pair's ends hold, or why one of them has no value."""
-        return self._resolve(
-            {pair.id: [end.id_in(pair.row) for end, _ in self._ends] for pair in pairs}
-        )
-
-    def _resolve(self, ids: Mapping[str, Sequence[str]]) -> dict[str, Values | NoValue]:
-        by_end = [
-            values.find_values({ends[place] for ends in ids.values()}) if ids else {}
-            for place, (_, values) in enumerate(self._ends)
-        ]
-        resolved: dict[str, Values | NoValue] = {}
-        for pair_id, ends in ids.items():
-            values = tuple(by_id[id_] for by_id, id_ in zip(by_end, ends, strict=True))
-            missing = [value for value in values if isinstance(value, NoValue)]
-            missing.sort(key=self._comes_last)
-            resolved[pair_id] = missing[0] if missing else values
-        return resolved
-
-    def _comes_last(self, value: NoValue) -> int:
-        """Order the reasons why a row can't be written: in a rehearsal, its parents that would have
-        got a row by now are no reason."""
-        if value.state == "excluded":
-            return 0
-        return 2 if self._earlier is not None and self._earlier.has_parent(value.blocked_by) else 1
-
-    def _values_of(self, values: Mapping[str, Any]) -> Values:
-        return tuple(values[column.key] for column in self._columns)
-
-    def _ends_in(self, row: sa.RowMapping) -> Values:
-        return tuple(row[column] for column in self._columns)
-
-    def _find_own(self, ends: Sequence[Values]) -> dict[Values, sa.RowMapping]:
-        """Find the own rows that have these values in the columns of their ends."""
-        if not ends:
-            return {}
-        own_rows: dict[Values, sa.RowMapping] = {}
-        for start in range(0, len(ends), AT_ONCE):
-            some = ends[start : start + AT_ONCE]
-            have_some = [
-                column.in_({values[i] for values in some}) for i, column in enumerate(self._columns)
-            ]
-            for row in self._read_own(*have_some):
-                values = self._ends_in(row)
-                known = own_rows.setdefault(values, row)
-                if self._key_of(known) != self._key_of(row):
-                    self._repeated.add(values)
-        return own_rows
-
-    def _read_own(self, *where: sa.ColumnElement[bool]) -> Sequence[sa.RowMapping]:
-        """Read own rows, and remember their ends."""
-        names = {column.key for column in (*self._columns, *self._primary_key)}
-        read = [c for c in self.table.c if c.key in names | self._mapping.columns.keys()]
-        rows = self._run(sa.select(*read).where(*where)).mappings().all()
-        self._ends_of |= {self._key_of(row): self._ends_in(row) for row in rows}
-        return rows
-
-    def _tell_several(self) -> str:
-        names = " and ".join(column.name for column in self._columns)
-        return describe_several(names)
 
     def _match_keys(
         self, keys: Sequence[tuple[Any, ...]]
@@ -594,40 +422,36 @@ class PairWriter(TableWriter):
         where, rows = super()._match_keys(keys)
         are_same = [
             column.is_not_distinct_from(sa.bindparam(f"logto_webhooks_end_{i}", type_=column.type))
-            for i, column in enumerate(self._columns)
+            for i, column in enumerate(self._rows.columns)
         ]
         ends = [
-            {f"logto_webhooks_end_{i}": value for i, value in enumerate(self._ends_of[key])}
+            {f"logto_webhooks_end_{i}": value for i, value in enumerate(self._rows.ends_of[key])}
             for key in keys
         ]
         return sa.and_(where, *are_same), [a | b for a, b in zip(rows, ends, strict=True)]
 
     def find_keys(self, ids: Sequence[str], column: sa.Column[Any]) -> dict[str, Any]:
         """Return the primary keys of memberships' rows, which have one `column`."""
-        values = self._find_values(self._read(ids))
-        filled = {id_: ends for id_, ends in values.items() if not isinstance(ends, NoValue)}
-        own_rows = self._find_own(list(filled.values()))
+        own_rows = self._rows.find_of(self._rows.find_values(self._read(ids)))
         return {
-            id_: own_rows[ends][column]
-            for id_, ends in filled.items()
-            if ends in own_rows and ends not in self._repeated
+            id_: row[column] for id_, row in own_rows.items() if not self._rows.are_several(row)
         }
 
     def find_logto_ids(self, keys: Sequence[Any], column: sa.Column[Any]) -> dict[Any, str]:
         """Return the ids of the memberships of rows whose primary key has one `column`."""
         ends: dict[Any, Values] = {}
         for are_some in make_conditions([column], [(key,) for key in keys]):
-            query = sa.select(column, *self._columns).where(are_some)
+            query = sa.select(column, *self._rows.columns).where(are_some)
             ends |= {row[0]: tuple(row[1:]) for row in self._run(query)}
-        named = self._name(set(ends.values()))
-        records = {own: self._record_of(named[values]) for own, values in ends.items()}
+        named = self._rows.name_ends(set(ends.values()))
+        records = {own: self._rows.record_of(named[values]) for own, values in ends.items()}
         return {own: record for own, record in records.items() if record is not None}
 
     def find_former(self, ends: Collection[Former], column: sa.Column[Any]) -> set[Former]:
         """Return which values of the primary key still mean these memberships: no row has them, or
         the one that was written."""
         there = self._find_values_there(column, ends)
-        written = self._find_written(self._states.find({id_ for _, id_ in ends}).values())
+        written = self._rows.find_written(self._states.find({id_ for _, id_ in ends}).values())
         return {
             (value, id_)
             for value, id_ in ends
@@ -636,14 +460,9 @@ class PairWriter(TableWriter):
 
     def find_excluded(self, ids: Sequence[str]) -> set[str]:
         """Return those of the memberships whose user or organization gets no row."""
-        values = self._find_values(self._read(ids))
+        values = self._rows.find_values(self._read(ids))
         return {
             id_
             for id_, ends in values.items()
             if isinstance(ends, NoValue) and ends.state == "excluded"
         }
-
-
-def _can_be_emptied(column: sa.Column[Any]) -> bool:
-    """Whether a foreign key sets the column to NULL."""
-    return any((key.ondelete or "").upper() == "SET NULL" for key in column.foreign_keys)
