@@ -149,10 +149,9 @@ class DeliveryStore:
     ) -> list[ClaimedDelivery]:
         """Claim due deliveries, the longest due first. Nobody else gets them during the lease.
 
-        One that can take seconds to apply is claimed alone. So are, in the end, those whose claims
-        were lost, because one of them may be what ends its process: fewer together after each
-        further loss, with a lease that grows. With `quick`, both are claimed only if no other is
-        due.
+        One that can take seconds to apply is claimed alone. Of those whose claims were lost, one may
+        be what ends its process: so they are claimed by fewer after each further loss, and in the
+        end alone, with a lease that grows. With `quick`, both are claimed only if no other is due.
         """
         due: Sequence[Any] = ()
         if quick:
@@ -167,7 +166,8 @@ class DeliveryStore:
             due = due[:1]
         elif first.claims_lost:
             due = due[: max(1, limit // _LOST_PART ** (first.claims_lost - 1))]
-        lease_s *= 2 ** min(first.claims_lost, MOST_DOUBLINGS)
+        if len(due) == 1:
+            lease_s *= 2 ** min(first.claims_lost, MOST_DOUBLINGS)
         ids = [row.id for row in due[: count_fitting((row.size for row in due), max_bytes)]]
         lease = {"ids": ids, "by": token, "lease_ms": int(lease_s * 1000)}
         rows = self._connection.execute(_LEASE, lease).mappings()
