@@ -149,9 +149,10 @@ class DeliveryStore:
     ) -> list[ClaimedDelivery]:
         """Claim due deliveries, the longest due first. Nobody else gets them during the lease.
 
-        One that can take seconds to apply is claimed alone. Of those whose claims were lost, one may
-        be what ends its process: so they are claimed by fewer after each further loss, and in the
-        end alone, with a lease that grows. With `quick`, both are claimed only if no other is due.
+        One that can take seconds to apply is claimed alone. Of those whose claims were lost, one
+        may be what ends its process: so they are claimed by fewer after each further loss, and in
+        the end alone, with a lease that grows. With `quick`, both are claimed only if no other is
+        due.
         """
         due: Sequence[Any] = ()
         if quick:

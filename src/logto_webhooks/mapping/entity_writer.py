@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -47,10 +46,10 @@ from logto_webhooks.mapping.table_writer import (
     TableWriter,
     block,
     find_new_rows,
-    implementation_of,
     refuse,
     translate_row_errors,
 )
+from logto_webhooks.mapping.unique_values import UniqueValues, make_null, make_placeholder
 from logto_webhooks.records.record import Key
 
 MOST_COMPARED: Final = 50  # records that aren't written, but may want the rows of those that are
@@ -83,7 +82,7 @@ class EntityWriter(TableWriter):
         self._is_forgetting = applied_to == FORGETTING
         self.kind = mapping.kind
         self._mapping = mapping
-        self._unique = mapping.list_unique(connection.dialect.name)
+        self._unique = UniqueValues(mapping, connection.dialect.name, self._run)
         self._repeated: set[str] = set()  # the keys that several rows have
         self.came: set[str] = set()  # records that have a row, or another one, since now
 
@@ -125,7 +124,7 @@ class EntityWriter(TableWriter):
         to_write = [plan for plan in plans if plan.action != "nothing"]
         claimed = self._find_claimed(to_write)
         to_write = [plan for plan in to_write if plan.logto_id not in claimed]
-        taken = self._find_taken(to_write)
+        taken = self._unique.find_taken(to_write)
         written = self._write_in_time([plan for plan in to_write if plan.logto_id not in taken])
         written |= self._write_taken([plan for plan in to_write if plan.logto_id in taken], taken)
         refused = [p for p in to_write if written[p.logto_id].state == "conflict"]
@@ -465,7 +464,7 @@ class EntityWriter(TableWriter):
         """Try once more together with the rows that have the values it wants."""
         if not isinstance(error, RowRejected):
             return super()._settle_refusal(plan, error)
-        holder = self._find_holder(plan)
+        holder = self._unique.find_holder(plan)
         ring = self._find_ring(plan) if holder is not None else []
         if len(ring) > 1 and not self._refuse_referred(ring):
             try:
@@ -479,40 +478,13 @@ class EntityWriter(TableWriter):
         problem = self._explain(error, plan)
         return {plan.logto_id: block(plan.state, "conflict", problem, holder)}
 
-    def _find_taken(self, plans: Sequence[PlannedRow]) -> dict[str, tuple[str, UniqueColumn]]:
-        """Find the rows that want a unique value of another row. Return the primary key of that
-        row, and the column."""
-        taken: dict[str, tuple[str, UniqueColumn]] = {}
-        for unique in self._unique:
-            column = unique.column
-            wanted = {
-                value: plan
-                for plan in plans
-                if isinstance(value := plan.values.get(column.key), Hashable) and value is not None
-            }
-            if not wanted:
-                continue
-            query = sa.select(*self._primary_key, column).where(column.in_(list(wanted)))
-            if unique.condition is not None:
-                query = query.where(unique.condition)
-            for row in self._run(query):
-                key, value = tuple(row)[:-1], row[-1]
-                plan = wanted.get(value)
-                if plan is not None and key != plan.primary_key:
-                    taken.setdefault(plan.logto_id, (encode_id(key), unique))
-        return taken
-
-    @property
-    def _surely_unique(self) -> list[sa.Column[Any]]:
-        return [unique.column for unique in self._unique if unique.is_sure]
-
     def _find_claimed(self, plans: Sequence[PlannedRow]) -> dict[str, RowState]:
         """Refuse rows whose unique value another row would have, if this weren't a rehearsal."""
         if self._rehearsal is None:
             return {}
         return {
             plan.logto_id: block(plan.state, "conflict", TAKEN.format(column.name))
-            for column in self._surely_unique
+            for column in self._unique.surely_unique
             for plan in plans
             if column.key in plan.values
             and self._rehearsal.is_claimed(
@@ -521,7 +493,7 @@ class EntityWriter(TableWriter):
         }
 
     def _claim(self, plans: Sequence[PlannedRow], run: ApplyRun) -> None:
-        for column in self._surely_unique:
+        for column in self._unique.surely_unique:
             for plan in plans:
                 if column.key in plan.values:
                     name = f"{self.name}.{column.key}"
@@ -545,26 +517,12 @@ class EntityWriter(TableWriter):
                 states[plan.logto_id] = block(plan.state, "conflict", problem, holder)
         return states
 
-    def _find_holder(self, plan: PlannedRow) -> str | None:
-        """The primary key of another row that has a unique value which this one wants."""
-        for unique in self._unique:
-            value = plan.values.get(unique.column.key)
-            if value is None:
-                continue
-            query = sa.select(*self._primary_key).where(unique.column == value)
-            if unique.condition is not None:
-                query = query.where(unique.condition)
-            row = self._run(query).first()
-            if row is not None and tuple(row) != plan.primary_key:
-                return encode_id(tuple(row))
-        return None
-
     def _find_ring(self, plan: PlannedRow) -> list[PlannedRow]:
         """Follow who has what the other wants: several that swap unique values are only right
         together."""
         ring = [plan]
         while len(ring) < MOST_SWAPPED:
-            holder = self._find_holder(ring[-1])
+            holder = self._unique.find_holder(ring[-1])
             if holder is None:
                 return ring
             if any(holder == encode_id(swapped.primary_key) for swapped in ring):
@@ -581,13 +539,13 @@ class EntityWriter(TableWriter):
     def _swap(self, ring: Sequence[PlannedRow]) -> None:
         """Write rows that swap unique values. Raises RowRejected, StoreUnavailable."""
         try:
-            self._write_ring(ring, _make_placeholder)
+            self._write_ring(ring, make_placeholder)
         except RowRejected:
             # Other rows would lose what they refer to.
             is_followed = follows_updates(self._connection, self.table, self._schemas)
             if is_followed or not self._limits.can_go_on:
                 raise
-            self._write_ring(ring, _make_null)
+            self._write_ring(ring, make_null)
 
     def _write_ring(
         self, ring: Sequence[PlannedRow], make_free: Callable[[sa.Column[Any], str], Any]
@@ -595,11 +553,7 @@ class EntityWriter(TableWriter):
         """Free the unique values first, then set them."""
         with self._savepoint(ring):
             for plan in ring:
-                freed = {
-                    column.key: make_free(column, plan.logto_id)
-                    for column in (unique.column for unique in self._unique)
-                    if column.key in plan.values and plan.action == "update"
-                }
+                freed = self._unique.make_free(plan, make_free)
                 if freed:
                     self._update([replace(plan, values=freed)])
             self._execute(ring)
@@ -715,15 +669,3 @@ def is_compared(state: RowState) -> bool:
 def _reduce(plan: PlannedRow) -> PlannedRow:
     """Leave out the values that needn't be written."""
     return replace(plan, values=plan.at_least or {}, at_least=None)
-
-
-def _make_placeholder(column: sa.Column[Any], logto_id: str) -> Any:
-    """Return a value that nobody else has. With ON UPDATE CASCADE, other rows get it, too."""
-    own_type = implementation_of(column.type)
-    if isinstance(own_type, sa.Integer):
-        return -1 - zlib.crc32(logto_id.encode()) % 2**31
-    return f"~{logto_id}" if isinstance(own_type, sa.String) else None
-
-
-def _make_null(column: sa.Column[Any], logto_id: str) -> None:
-    """Return null, which a constraint may take that refuses a placeholder."""

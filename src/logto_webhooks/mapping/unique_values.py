@@ -1,0 +1,95 @@
+"""Find which rows have unique values that others want, such as emails that go round."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from logto_webhooks.database.mapped_rows import encode_id
+from logto_webhooks.mapping.declare import EntityMapping, UniqueColumn
+from logto_webhooks.mapping.table_writer import PlannedRow, implementation_of
+
+
+class UniqueValues:
+    """The unique columns of one mapping of users or organizations."""
+
+    def __init__(
+        self,
+        mapping: EntityMapping,
+        dialect: str,
+        run: Callable[[Any], sa.CursorResult[Any]],
+    ) -> None:
+        """`run` executes a query on the application's table."""
+        self._columns = mapping.list_unique(dialect)
+        self._primary_key = mapping.primary_key
+        self._run = run
+
+    @property
+    def surely_unique(self) -> list[sa.Column[Any]]:
+        """The columns in which two rows never have the same value."""
+        return [unique.column for unique in self._columns if unique.is_sure]
+
+    def find_taken(self, plans: Sequence[PlannedRow]) -> dict[str, tuple[str, UniqueColumn]]:
+        """Find the rows that want a unique value of another row. Return the primary key of that
+        row, and the column."""
+        taken: dict[str, tuple[str, UniqueColumn]] = {}
+        for unique in self._columns:
+            column = unique.column
+            wanted = {
+                value: plan
+                for plan in plans
+                if isinstance(value := plan.values.get(column.key), Hashable) and value is not None
+            }
+            if not wanted:
+                continue
+            query = sa.select(*self._primary_key, column).where(column.in_(list(wanted)))
+            if unique.condition is not None:
+                query = query.where(unique.condition)
+            for row in self._run(query):
+                key, value = tuple(row)[:-1], row[-1]
+                plan = wanted.get(value)
+                if plan is not None and key != plan.primary_key:
+                    taken.setdefault(plan.logto_id, (encode_id(key), unique))
+        return taken
+
+    def find_holder(self, plan: PlannedRow) -> str | None:
+        """Return the primary key of another row that has a unique value which this one wants."""
+        for unique in self._columns:
+            value = plan.values.get(unique.column.key)
+            if value is None:
+                continue
+            query = sa.select(*self._primary_key).where(unique.column == value)
+            if unique.condition is not None:
+                query = query.where(unique.condition)
+            row = self._run(query).first()
+            if row is not None and tuple(row) != plan.primary_key:
+                return encode_id(tuple(row))
+        return None
+
+    def make_free(
+        self, plan: PlannedRow, make_value: Callable[[sa.Column[Any], str], Any]
+    ) -> dict[str, Any]:
+        """Return values that free those which the row has now in its unique columns."""
+        if plan.action != "update":
+            return {}
+        columns = [unique.column for unique in self._columns]
+        return {
+            column.key: make_value(column, plan.logto_id)
+            for column in columns
+            if column.key in plan.values
+        }
+
+
+def make_placeholder(column: sa.Column[Any], logto_id: str) -> Any:
+    """Return a value that nobody else has. With ON UPDATE CASCADE, other rows get it, too."""
+    own_type = implementation_of(column.type)
+    if isinstance(own_type, sa.Integer):
+        return -1 - zlib.crc32(logto_id.encode()) % 2**31
+    return f"~{logto_id}" if isinstance(own_type, sa.String) else None
+
+
+def make_null(column: sa.Column[Any], logto_id: str) -> None:
+    """Return null, which a constraint may take that refuses a placeholder."""
