@@ -7,7 +7,7 @@ PORT ?=
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(8, 2 * (os.cpu_count() or 1)))')
 ORDERS ?=
 
-.PHONY: help demo test quick coverage orders mapped asked bench crash endure soak races faults kills junk search check format lint types docs pages lock clean
+.PHONY: help demo test quick coverage orders mapped schemas asked bench crash endure soak races faults kills junk search check format lint types docs pages lock clean
 
 help: ## Show this help
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | sort
@@ -48,6 +48,9 @@ orders: .venv/made ## Run the recorded histories in ORDERS random orders each (d
 
 mapped: .venv/made ## Run the recorded histories through mapped tables, in ORDERS random orders each (default 200)
 	LOGTO_WEBHOOKS_TEST_MAPPED_ORDERS=$(or $(ORDERS),200) $(BIN)/pytest -n $(WORKERS) tests/integration/test_mapping.py -k equal --durations 8
+
+schemas: .venv/made ## Map generated tables, SEEDS of them (default 300) on each database
+	LOGTO_WEBHOOKS_TEST_SCHEMAS=$(or $(SEEDS),300) $(BIN)/pytest -n $(WORKERS) tests/integration/test_generated_schemas.py
 
 asked: .venv/made ## Run the recorded histories in ORDERS random orders each (default 200), with a Management API
 	LOGTO_WEBHOOKS_TEST_ASKED_ORDERS=$(or $(ORDERS),200) $(BIN)/pytest -n $(WORKERS) tests/integration/test_refetch.py -k equals --durations 8
