@@ -352,6 +352,8 @@ async def live(application: ShapedApplication, rng: random.Random) -> list[str]:
     await application.map_tables(*application.declare_all().all)
     await application.apply_all()
     people, changes = PeopleWithRoles(rng), OwnChanges(application, rng)
+    for _ in range(rng.randint(0, 4)):
+        changes.add_user()
     for _ in range(rng.randint(3, STEPS)):
         people.step()
     left = list(people.told)
@@ -366,7 +368,7 @@ async def live(application: ShapedApplication, rng: random.Random) -> list[str]:
         for told in piece:
             if not isinstance(told, bytes):
                 await learn(application.host, told)
-        for _ in range(rng.randint(0, 2)):
+        for _ in range(rng.randint(0, 4)):
             changes.change()
         if rng.random() < 0.1:
             await apply_all(application.host, application.mappings)

@@ -66,7 +66,7 @@ class Shape(Struct, frozen=True, kw_only=True):
         return self.member_key != "ends"
 
 
-_USUAL: Final = 3  # the first choice is drawn so often more
+_USUAL: Final = 2  # so often is the first choice drawn more
 
 
 def draw_shape(rng: random.Random) -> Shape:
