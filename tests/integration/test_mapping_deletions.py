@@ -21,6 +21,7 @@ from logto_webhooks.instrumentation import Refetched, TelemetryEvent
 from logto_webhooks.mapping import pair_writer, row_limits
 from logto_webhooks.mapping.apply import SlowRows, apply_all, retry_unsettled
 from logto_webhooks.mapping.check import find_differences
+from logto_webhooks.mapping.declare_pairs import declare_members
 from logto_webhooks.mapping.tally import AppliedMapping
 from logto_webhooks.reconcile.refetch import Refetcher
 from logto_webhooks.records.record import Absent, ApiRead, Change, Key, membership
@@ -274,6 +275,42 @@ def test_a_restored_dump_empties_no_table(kind: StoreKind, tmp_path: Path) -> No
     Application.run(kind, tmp_path, live)
 
 
+@pytest.mark.parametrize("when_deleted", ["keep", {"active": False}, None])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_restored_dump_empties_no_table_of_members(
+    kind: StoreKind, when_deleted: Any, tmp_path: Path
+) -> None:
+    """Also if the rows of deleted users stay, or users aren't mapped: then nobody else counts."""
+
+    async def live(application: Application) -> None:
+        if when_deleted is None:
+            seats = sa.Table(
+                "seats",
+                application.metadata,
+                sa.Column("team", sa.Text, primary_key=True),
+                sa.Column("person", sa.Text, primary_key=True),
+            )
+            seats.create(application.engine)
+            await application.map_tables(declare_members(seats, organization="team", user="person"))
+        else:
+            seats = application.members
+            await application.map(when_deleted=when_deleted)
+        host, users = application.host, names(40)
+        await Copy(host).take([founded("acme"), *map(created, users), joined("acme", users)])
+        await apply_twice(application)
+        for at in (5_000, 5_000 + MINUTE):
+            await read(host, *gone(at, *users[:30]))
+        assert await states_of(host, seats) == {"ok": 10, "held": 30}
+        assert len(application.rows(seats, *seats.primary_key.columns.keys())) == 40
+        await Copy(host).take([deleted(users[-1], at=90_000)])
+        assert len(application.rows(seats, *seats.primary_key.columns.keys())) == 39
+        await apply_twice(application, allow_deletes=True)
+        assert len(application.rows(seats, *seats.primary_key.columns.keys())) == 9
+        assert set(await states_of(host, seats)) == {"ok"}
+
+    Application.run(kind, tmp_path, live)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_those_who_come_back_are_held_no_longer(kind: StoreKind, tmp_path: Path) -> None:
     """The others still are, however few."""
@@ -355,7 +392,15 @@ def test_a_large_organization_may_go(kind: StoreKind, tmp_path: Path) -> None:
         assert len(application.rows(members, "id")) == 20
         assert (await states_of(host, members))["held"] == 20
         await retry_unsettled(host, application.mappings)
+        applied = {each.mapping: each for each in await apply_twice(application)}
+        assert applied[members.fullname].held == 20
         assert len(application.rows(members, "id")) == 20
+        allowed = await apply_twice(application, allow_deletes=True)
+        applied = {each.mapping: each for each in allowed}
+        counts = applied[members.fullname]
+        assert (counts.records, counts.held, counts.deleted) == (0, 0, 20)
+        assert application.rows(members, "id") == []
+        assert set(await states_of(host, members)) == {"ok"}
 
     Application.run(kind, tmp_path, live)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 
-from logto_webhooks.database.mapped_rows import decode_id, encode_id
+from logto_webhooks.database.mapped_rows import decode_id, decode_ids, encode_id
 from logto_webhooks.database.schema import mapped_rows
 from logto_webhooks.mapping.declare import declare_entities
 from logto_webhooks.mapping.declare_pairs import declare_members
@@ -178,3 +179,13 @@ def test_a_migration_that_changes_the_primary_key(
         assert (None,) in application.rows(application.users, "logto_user_id")
 
     Application.run(kind, tmp_path, live)
+
+
+def test_a_moment_in_a_primary_key_is_the_same_in_each_time_zone() -> None:
+    """A database gives it back in that of the session."""
+    moment = datetime(2026, 5, 1, 12, tzinfo=UTC)
+    elsewhere = moment.astimezone(timezone(timedelta(hours=5)))
+    assert encode_id([1, moment]) == encode_id([1, elsewhere])
+    column = sa.Column("at", sa.DateTime(timezone=True))
+    text = encode_id([elsewhere])
+    assert decode_ids([text], [column], sqlite.dialect())[text] == (moment,)

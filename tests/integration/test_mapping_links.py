@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -236,6 +237,40 @@ def test_members_of_a_composite_key_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(InvalidMapping, match="several columns"):
         declare_members(members, organization="team", user="user")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_value_that_a_user_lacks_finds_nobody(kind: StoreKind, tmp_path: Path) -> None:
+    """`column == None` is IS NULL in SQL: the rows of all others who lack it. An IS NULL that the
+    function always has is right."""
+
+    async def live(application: Application) -> None:
+        own = application.users.c
+        links = [
+            lambda user: own.first_name == user.phone,
+            lambda user: sa.or_(own.first_name == user.phone, own.email == user.profile.get("x")),
+            lambda user: sa.exists().where(own.first_name == user.custom_data["a"]["b"]),
+        ]
+        for number, link in enumerate(links):
+            application.delete_all(application.users)
+            insert(application, "ceo@x", first_name=None)
+            copy = Copy(await application.map(link=link))
+            await application.apply_all()
+            body = make.user_created(id=f"mallory{number}", email="mallory@x").body
+            data = json.loads(body) | {"data": json.loads(body)["data"] | {"primaryPhone": None}}
+            await copy.take([json.dumps(data).encode()])
+            rows = application.rows(application.users, "email", "logto_user_id")
+            assert ("ceo@x", None) in rows
+        application.delete_all(application.users)
+        insert(application, "ana@x", first_name=None)
+        link = lambda user: sa.and_(own.email == user.email, own.first_name.is_(None))  # noqa: E731
+        copy = Copy(await application.map(link=link))
+        await application.apply_all()
+        await copy.take([created("ana", "ana@x")])
+        rows = application.rows(application.users, "email", "logto_user_id")
+        assert [row for row in rows if row[0] == "ana@x"] == [("ana@x", "ana")]
+
+    Application.run(kind, tmp_path, live)
 
 
 MAY_RETURN = threading.Event()

@@ -69,6 +69,28 @@ def test_it_gets_its_row_back(kind: StoreKind, tmp_path: Path) -> None:
     run(kind, tmp_path, live)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_gets_its_row_back_if_texts_are_stored_otherwise(
+    kind: StoreKind, tmp_path: Path
+) -> None:
+    """By a function of the mapping, a trigger, or a column that adds spaces."""
+
+    async def live(application: Application) -> None:
+        own = application.users.c
+        columns = {own.email: lambda user: user.email.upper(), own.active: lambda user: True}
+        copy = Copy(await application.map(when_deleted="unlink", columns=columns))
+        await copy.take([ANA])
+        [before] = application.rows(application.users, "id", "logto_user_id")
+        await copy.take([DELETED])
+        with application.engine.begin() as connection:
+            stored = sa.update(application.users).values(email="Ana@X.example   ")
+            connection.execute(stored)
+        await copy.take([RESTORED])
+        assert application.rows(application.users, "id", "logto_user_id") == [before]
+
+    Application.run(kind, tmp_path, live)
+
+
 @pytest.mark.parametrize(
     "change", [{"email": None}, {"email": "eve@x.example"}, {"logto_user_id": "eve"}]
 )

@@ -43,6 +43,14 @@ class Rank(enum.Enum):
     GUEST = "guest"
 
 
+class Level(enum.IntEnum):
+    """Roles with an alias, and with one that is false."""
+
+    GUEST = 0
+    OWNER = 1
+    BOSS = 1
+
+
 class RoleApplication(Application):
     """Users refer to roles by their primary keys, and members' rows have the names of roles."""
 
@@ -704,5 +712,29 @@ def test_own_roles_can_have_logto_s_ids(kind: StoreKind, tmp_path: Path) -> None
         await Copy(host).take([LEFT])
         assert application.rows(pair_titles, *names) == []
         assert application.rows(pairs, "team_id") == []
+
+    RoleApplication.run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_member_of_an_enumeration_is_a_role(kind: StoreKind, tmp_path: Path) -> None:
+    """Also one that is 0, and beside aliases."""
+
+    async def live(application: RoleApplication) -> None:
+        levels = sa.Table(
+            "levels",
+            application.metadata,
+            sa.Column("person", sa.Text, primary_key=True),
+            sa.Column("level", sa.Enum(Level, native_enum=False), primary_key=True),
+        )
+        levels.create(application.engine)
+        options: dict[str, Any] = {"user": "person", "role": "level", "role_by": "name"}
+        await application.map_tables(declare_user_roles(levels, **options))
+        await application.apply_all()
+        await Copy(application.host).take([ANA])
+        await learn(application.host, read_user_roles("ana", {"r1": "GUEST", "r2": "OWNER"}, 3_000))
+        assert application.rows(levels, "level") == [(Level.GUEST,), (Level.OWNER,)]
+        await learn(application.host, read_user_roles("ana", {"r2": "OWNER"}, 4_000))
+        assert application.rows(levels, "level") == [(Level.OWNER,)]
 
     RoleApplication.run(kind, tmp_path, live)

@@ -157,3 +157,24 @@ def test_sqlite_names_the_column_that_another_records_row_has(tmp_path: Path) ->
         await application.close()
 
     asyncio.run(live())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_whose_ids_the_application_swapped_get_their_values(
+    kind: StoreKind, tmp_path: Path
+) -> None:
+    """Whose row it is now counts, not whose it was."""
+
+    async def live(application: Application) -> None:
+        own = application.users
+        copy = Copy(await application.map())
+        await copy.take([user("u1", "a@x", 1_000), user("u2", "b@x", 1_000)])
+        with application.engine.begin() as connection:
+            for old, new in (("u1", "swap"), ("u2", "u1"), ("swap", "u2")):
+                change = sa.update(own).where(own.c.logto_user_id == old)
+                connection.execute(change.values(logto_user_id=new))
+        await application.apply_again()
+        rows = application.rows(own, "logto_user_id", "email")
+        assert rows == [("u1", "a@x"), ("u2", "b@x")]
+
+    Application.run(kind, tmp_path, live)

@@ -483,6 +483,122 @@ def test_members_cannot_refer_to_what_logto_changes(is_first: bool) -> None:
         mappings.add(second)
 
 
+def test_members_can_refer_to_a_primary_key_that_is_filled() -> None:
+    """It never changes."""
+    people = sa.Table(
+        "people",
+        sa.MetaData(),
+        sa.Column("id", sa.Text, primary_key=True),
+        sa.Column("logto_id", sa.Text),
+    )
+    seats = sa.Table(
+        "seats",
+        people.metadata,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("team", sa.Text),
+        sa.Column("person", sa.ForeignKey(people.c.id)),
+    )
+    mappings = Mappings()
+    options: dict[str, Any] = {"columns": {}, "fill": {"id": "id"}, "when_deleted": "delete"}
+    mappings.add(declare_entities("user", people, key="logto_id", **options))
+    mappings.add(declare_members(seats, organization="team", user="person"))
+    assert [mapping.name for mapping in mappings.all] == ["people", "seats"]
+
+
+def make_tenants(*, is_unique: bool) -> tuple[sa.Table, sa.Table]:
+    """Make tables of people and of seats that refer to them by two columns."""
+    metadata = sa.MetaData()
+    people = sa.Table(
+        "people",
+        metadata,
+        sa.Column("tenant", sa.Text, primary_key=True),
+        sa.Column("id", sa.Text, primary_key=True, unique=is_unique),
+        sa.Column("logto_id", sa.Text),
+    )
+    seats = sa.Table(
+        "seats",
+        metadata,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("tenant", sa.Text),
+        sa.Column("team", sa.Text),
+        sa.Column("person", sa.Text),
+        sa.ForeignKeyConstraint(["tenant", "person"], [people.c.tenant, people.c.id]),
+    )
+    return people, seats
+
+
+def test_a_foreign_key_of_two_columns_refers_to_rows_by_what_is_unique() -> None:
+    """The other column doesn't say whose row it is."""
+    for is_unique in (True, False):
+        people, seats = make_tenants(is_unique=is_unique)
+        mappings = Mappings()
+        options: dict[str, Any] = {"columns": {}, "when_deleted": "delete"}
+        defaults = {"tenant": "a", "id": "b"}
+        users = declare_entities(
+            "user", people, key="logto_id", create_defaults=defaults, **options
+        )
+        mappings.add(users)
+        members = declare_members(seats, organization="team", user="person")
+        if is_unique:
+            mappings.add(members)
+            assert members.ends[1].find_referred([people]) is people.c.id
+        else:
+            with pytest.raises(InvalidMapping, match="person refers to people.id together with"):
+                mappings.add(members)
+
+
+def test_a_role_that_is_found_by_two_columns_is_refused() -> None:
+    """A role of another tenant can have its name."""
+    metadata = sa.MetaData()
+    roles = sa.Table(
+        "roles",
+        metadata,
+        sa.Column("tenant", sa.Text, primary_key=True),
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("name", sa.Text),
+    )
+    user_roles = sa.Table(
+        "user_roles",
+        metadata,
+        sa.Column("person", sa.Text, primary_key=True),
+        sa.Column("tenant", sa.Text, primary_key=True, server_default="a"),
+        sa.Column("role", sa.Integer, primary_key=True),
+        sa.ForeignKeyConstraint(["tenant", "role"], [roles.c.tenant, roles.c.id]),
+    )
+    with pytest.raises(InvalidMapping, match="role refers to roles together with other columns"):
+        declare_user_roles(user_roles, user="person", role="role")
+
+
+def test_tables_that_refer_to_each_other_by_two_columns_are_no_loop() -> None:
+    """Neither column is unique by itself, so they refer to nothing that is known."""
+    metadata = sa.MetaData()
+    for name, other in (("a", "b"), ("b", "a")):
+        sa.Table(
+            name,
+            metadata,
+            sa.Column("t", sa.Text, primary_key=True),
+            sa.Column("u", sa.Text, primary_key=True),
+            sa.ForeignKeyConstraint(["t", "u"], [f"{other}.t", f"{other}.u"], use_alter=True),
+        )
+    mapping = declare_members(metadata.tables["a"], organization="t", user="u")
+    assert [end.referred for end in mapping.ends] == [(), ()]
+
+
+def test_an_index_that_has_an_expression_too_makes_no_column_unique() -> None:
+    """Such as one that lets deleted rows have the same email."""
+    people = sa.Table(
+        "people",
+        sa.MetaData(),
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("logto_id", sa.Text),
+        sa.Column("email", sa.Text),
+        sa.Index("one_email", "email", sa.text("coalesce(deleted_at, '')"), unique=True),
+    )
+    options: dict[str, Any] = {"columns": {"email": "email"}, "when_deleted": "delete"}
+    mapping = declare_entities("user", people, key="logto_id", **options)
+    assert mapping.list_unique("postgresql") == []
+
+
 def test_a_column_with_two_foreign_keys_refers_to_the_mapped_table() -> None:
     """Whichever comes first."""
     metadata = sa.MetaData()

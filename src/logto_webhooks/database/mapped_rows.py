@@ -7,7 +7,7 @@ import json
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from enum import Enum
 from typing import Any, Final, Literal
@@ -169,10 +169,16 @@ def encode_id(primary_key: Iterable[Any]) -> str:
         if isinstance(value, Enum)
         else value
         if isinstance(value, int | str | None)
-        else str(value)
+        else str(_to_utc(value))
         for value in primary_key
     ]
     return canonical_json.encode(values).decode()
+
+
+def _to_utc(value: Any) -> Any:
+    """A database gives back a moment in the time zone of the session."""
+    has_zone = isinstance(value, datetime) and value.tzinfo is not None
+    return value.astimezone(UTC) if has_zone else value
 
 
 def decode_id(

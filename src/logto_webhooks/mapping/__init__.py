@@ -24,7 +24,7 @@ from logto_webhooks.database.sessions import APP_SCHEMAS
 from logto_webhooks.errors import InvalidMapping
 from logto_webhooks.mapping.apply_run import ApplyRun
 from logto_webhooks.mapping.declare import EntityMapping, MappedKind
-from logto_webhooks.mapping.declare_pairs import End, PairMapping, RoleEnd
+from logto_webhooks.mapping.declare_pairs import End, PairMapping, RoleEnd, is_part
 from logto_webhooks.mapping.deletions import (
     Stop,
     find_unready_ends,
@@ -373,7 +373,7 @@ def _check_ends(pair: PairMapping, mappings: Sequence[EntityMapping | PairMappin
     Raises InvalidMapping."""
     names = {mapping.table: _name_kind(mapping) for mapping in mappings}
     for end in pair.ends:
-        _check_unchanging(pair, end, mappings)
+        _check_referred(pair, end, mappings)
         tables = [own.table for own in end.referred if own.table in names]
         kinds = [names[table] for table in tables]
         if not kinds or end.kind in kinds:
@@ -388,16 +388,27 @@ def _check_ends(pair: PairMapping, mappings: Sequence[EntityMapping | PairMappin
         raise InvalidMapping(table=pair.name, problem=f"{problem}: {instead}")
 
 
-def _check_unchanging(
+def _check_referred(
     pair: PairMapping, end: End, mappings: Sequence[EntityMapping | PairMapping]
 ) -> None:
-    """Check that a column refers to no column that Logto can change. Raises InvalidMapping."""
+    """Check that a column refers to one that tells whose row it is, and that Logto can't change.
+    Raises InvalidMapping."""
     entities = {own.table: own for own in mappings if isinstance(own, EntityMapping)}
+    if isinstance(end, RoleEnd):
+        return
     referred = end.find_referred(list(entities))
-    if referred is None or isinstance(end, RoleEnd):
+    for key in end.column.foreign_keys:
+        if is_part(key) and key.column.table in entities and referred is None:
+            problem = (
+                f"{end.column.name} refers to {key.target_fullname} together with other columns, "
+                "but that isn't unique by itself, so it doesn't tell whose row is meant: refer to "
+                "a column that is"
+            )
+            raise InvalidMapping(table=pair.name, problem=problem)
+    if referred is None:
         return
     mapping = entities[referred.table]
-    if referred.key in {*mapping.columns, *mapping.fill}:
+    if referred.key in mapping.columns:
         problem = (
             f"{end.column.name} refers to {mapping.name}.{referred.name}, which changes when Logto "
             "changes it: refer to the primary key"

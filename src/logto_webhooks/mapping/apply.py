@@ -32,7 +32,7 @@ from logto_webhooks.mapping import PAGE, Mappings
 from logto_webhooks.mapping.apply_run import ApplyRun
 from logto_webhooks.mapping.links import COMPARING
 from logto_webhooks.mapping.memberships import find_other_end, list_memberships
-from logto_webhooks.mapping.mirror import TABLES
+from logto_webhooks.mapping.mirror import TABLES, read_pairs
 from logto_webhooks.mapping.row_limits import ONE_RECORD_S, SHORT_STATEMENT_MS
 from logto_webhooks.mapping.table_writer import PlannedRow
 from logto_webhooks.mapping.tally import AppliedMapping, Page, Result, Tally
@@ -251,6 +251,22 @@ async def run_over_all(
             yield page
             keys = page.keys
             after, place = page.keys[-1].id, place + len(page.keys)
+    if mapping.kind == "membership":
+        async for page in _run_over_ended(host, mappings, mapping, run):
+            yield page
+
+
+async def _run_over_ended(
+    host: TransactionRunner, mappings: Mappings, mapping: RegisteredMapping, run: ApplyRun
+) -> AsyncIterator[Page]:
+    """Delete the rows of memberships that are over, and of their roles, whose deletion was held or
+    refused: the mirror doesn't have these any more."""
+    after: str | None = ""
+    while after is not None:
+        work = partial(_apply_ended, mappings=mappings, mapping=mapping, after=after, run=run)
+        written = run_or_rehearse(host, work, run.rehearses)
+        page, after = await run_page(mappings, written, lambda result: len(result[0].keys))
+        yield page
 
 
 def _register(store: Store, mappings: Mappings) -> None:
@@ -307,12 +323,40 @@ def _apply_page(
     if ids is None:
         keys = _list_page(store, mapping, after, limit)
     mappings.write_parents(store.connection, mapping.name, keys, run)
+    _write_for_command(store, mappings, mapping, keys, results, run)
+    return Page(keys, results, mapping.applied_to == LINKING)
+
+
+def _apply_ended(
+    store: Store, mappings: Mappings, mapping: RegisteredMapping, after: str, run: ApplyRun
+) -> tuple[Page, str | None]:
+    """Try the next unsettled rows of memberships that are over. Return the last row, too; None at
+    the end."""
+    if not run.rehearses:
+        _check_current(store, mapping)
+    rows = store.mappings.list_unsettled(mapping.name, mappings.page_sizer.weight, after)
+    records = {row.record for row in rows}
+    members = read_pairs(store.connection, "member", [record.id for record in records])
+    present = {pair.record_id for pair in members}
+    keys = sorted(record for record in records if record.id not in present)
+    results: list[Result] = []
+    _write_for_command(store, mappings, mapping, keys, results, run)
+    return Page(keys, results, is_again=True), rows[-1].place if rows else None
+
+
+def _write_for_command(
+    store: Store,
+    mappings: Mappings,
+    mapping: RegisteredMapping,
+    keys: Sequence[Key],
+    results: list[Result],
+    run: ApplyRun,
+) -> None:
     # Nothing is registered in a rehearsal.
     instead = [*mappings.registered, mapping] if run.rehearses else [mapping]
     _write_page(
         store, mappings, mapping, keys, instead, lambda *result: results.append(result), run
     )
-    return Page(keys, results, mapping.applied_to == LINKING)
 
 
 def _list_page(store: Store, mapping: RegisteredMapping, after: str, limit: int) -> list[Key]:

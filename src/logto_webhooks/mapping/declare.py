@@ -130,16 +130,6 @@ class EntityMapping(Struct, frozen=True, kw_only=True):
         unique = [each.column for each in self.list_unique("postgresql") if each.is_sure]
         return list(dict.fromkeys(unique))
 
-    @property
-    def has_unique_key(self) -> bool:
-        """Whether the table is known to have a unique index on all of the key's column."""
-        if self.key.path:
-            return False
-        unique = [of.column for of in _list_unique(self.table, "postgresql") if of.is_sure]
-        if len(self.primary_key) == 1:
-            unique += self.primary_key
-        return any(column is self.key.column for column in unique)
-
     def list_unique(self, dialect: str) -> list[UniqueColumn]:
         """List the mapped columns whose value only one row may have, surely unique ones first."""
         unique = [
@@ -516,12 +506,20 @@ def is_required(column: sa.Column[Any]) -> bool:
     )
 
 
+def is_unique(column: sa.Column[Any]) -> bool:
+    """Whether a column of a table is known to be unique by itself."""
+    table = column.table
+    unique = [of.column for of in _list_unique(table, "postgresql") if of.is_sure]
+    is_key = list(table.primary_key) == [column]
+    return is_key or any(own is column for own in unique)
+
+
 def _list_unique(table: sa.Table, dialect: str) -> Iterator[UniqueColumn]:
     for constraint in table.constraints:
         if isinstance(constraint, sa.UniqueConstraint) and len(constraint.columns) == 1:
             yield UniqueColumn(constraint.columns[0])
     for index in table.indexes:
-        if index.unique and len(index.columns) == 1:
+        if index.unique and len(index.columns) == len(index.expressions) == 1:
             condition = index.dialect_options[dialect]["where"]
             is_column = isinstance(index.expressions[0], sa.Column)
             yield UniqueColumn(index.columns[0], condition, condition is None and is_column)

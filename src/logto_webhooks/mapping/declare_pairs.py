@@ -18,6 +18,7 @@ from logto_webhooks.mapping.declare import (
     check_where,
     describe_primary_key,
     find_table,
+    is_unique,
     make_reader,
     name_columns,
     read_defaults,
@@ -250,16 +251,26 @@ def list_foreign_keys(column: sa.Column[Any]) -> list[sa.ForeignKey]:
     return sorted(column.foreign_keys, key=lambda key: str(key.target_fullname))
 
 
-def _list_referred(column: sa.Column[Any], finder: ColumnFinder) -> Iterator[sa.Column[Any]]:
-    """Yield the columns to which a column refers. Through a foreign key of several columns, such as
-    one to a table of members, a column refers to what the other column does."""
+def is_part(key: sa.ForeignKey) -> bool:
+    """Whether a foreign key has other columns, too."""
+    return key.constraint is not None and len(key.constraint.elements) > 1
+
+
+def _list_referred(
+    column: sa.Column[Any], finder: ColumnFinder, through: Collection[sa.Column[Any]] = ()
+) -> Iterator[sa.Column[Any]]:
+    """Yield the columns to which a column refers. If a foreign key has several columns, such as one
+    to a table of members, a column that isn't unique stands for what it refers to itself."""
     for key in list_foreign_keys(column):
         referred = key.column
-        if key.constraint is not None and len(key.constraint.elements) > 1:
-            if referred is not column:
-                yield from _list_referred(referred, finder)
+        if is_unique(referred):
+            yield referred
             continue
-        if referred.primary_key and len(referred.table.primary_key) > 1:
+        if is_part(key):
+            if not any(referred is other for other in (column, *through)):
+                yield from _list_referred(referred, finder, (*through, column))
+            continue
+        if referred.primary_key:
             raise finder.problem(
                 f"{column.name} refers to {referred.table.name}, whose primary key has several "
                 "columns: refer to a column that is unique by itself"
@@ -290,6 +301,11 @@ def _find_role(name: ColumnName, by: Any, finder: ColumnFinder) -> RoleEnd:
             )
         return RoleEnd("role", column, by="name" if way == "name" else "id")
     table = referred.table
+    if any(is_part(key) for key in column.foreign_keys):
+        raise finder.problem(
+            f"{column.name} refers to {table.name} together with other columns, so the role alone "
+            f"doesn't tell which row is meant: let it refer to {table.name} by itself"
+        )
     if way == "id":
         return RoleEnd("role", column, (referred,), by="id", match=referred)
     match = table.c.get(_NAME) if by is None or way == "name" else _find_of_table(by, table)

@@ -30,7 +30,14 @@ from logto_webhooks.database.schema import records
 from logto_webhooks.database.store import Store
 from logto_webhooks.mapping.apply_run import ApplyRun
 from logto_webhooks.mapping.declare import MappedKind
-from logto_webhooks.records.record import CONFIRMED_MS, NEVER, RESTORED, RESTORED_MS, Key
+from logto_webhooks.records.record import (
+    CONFIRMED_MS,
+    NEVER,
+    RESTORED,
+    RESTORED_MS,
+    Key,
+    Kind,
+)
 
 FREE: Final = 20  # rows of one mapping that may always be deleted at once
 SHARE: Final = 20  # beyond these, one row of so many: 5%
@@ -130,12 +137,13 @@ def find_unconfirmed(connection: sa.Connection, kind: MappedKind, ids: Collectio
 
 # The conditions are never NULL.
 _gone_at = sa.func.coalesce(records.c.gone_at, NEVER)
+_is_told = sa.and_(  # by a delivery
+    _gone_at == sa.func.coalesce(records.c.deleted_at, NEVER),
+    _gone_at != NEVER,
+    sa.func.coalesce(records.c.stamp, NEVER) <= _gone_at + RESTORED_MS,
+)
 is_confirmed = sa.or_(
-    sa.and_(
-        _gone_at == sa.func.coalesce(records.c.deleted_at, NEVER),
-        _gone_at != NEVER,
-        sa.func.coalesce(records.c.stamp, NEVER) <= _gone_at + RESTORED_MS,
-    ),
+    _is_told,
     sa.func.coalesce(records.c.absent_at - records.c.absent_since, NEVER) >= CONFIRMED_MS,
 )
 
@@ -196,15 +204,24 @@ def name_departure(end: Key) -> str:
     return f"deleted {end.kind}:{end.id}"
 
 
-def find_read_away(connection: sa.Connection, pairs: Collection[str]) -> set[str]:
-    """Return those of the memberships that are over because Logto's API no longer lists them.
+def find_read_away(
+    connection: sa.Connection, pairs: Collection[str], kinds: Collection[Kind]
+) -> set[str]:
+    """Return those of the memberships that are over because Logto's API no longer lists them, or
+    no longer has their users or organizations, of these `kinds`.
 
     A delivery can end thousands of memberships at once, but Logto's lists may be of another state.
     """
+    ends_of = {
+        id_: {end for end in Key("membership", id_).ends if end.kind in kinds} for id_ in pairs
+    }
+    ends = set().union(*ends_of.values())
+    is_only_answered = sa.and_(records.c.deleted_at.is_not(None), ~_is_told)
+    gone = _select_ends(connection, ends, is_only_answered) if ends else set()
     query = sa.select(records.c.logto_id, records.c.groups, records.c.gone_at).where(
         records.c.kind == "membership", among(records.c.logto_id, "ids")
     )
-    away = set()
+    away = {id_ for id_, its_ends in ends_of.items() if not gone.isdisjoint(its_ends)}
     for id_, groups, gone_at in connection.execute(query, {"ids": sorted(pairs)}):
         present = groups.get("present")
         if present is None or (gone_at is not None and present["stamp"] <= gone_at):

@@ -96,9 +96,8 @@ class LogtoIds:
         if self._members is None:
             return {id_: id_ for id_ in ids}
         problem = f"{self._column.name} is an enumeration without"
-        return {
-            id_: self._members.get(id_) or NoValue("conflict", f"{problem} {id_!r}") for id_ in ids
-        }
+        none = {id_: NoValue("conflict", f"{problem} {id_!r}") for id_ in ids}
+        return {id_: self._members.get(id_, none[id_]) for id_ in ids}
 
     def find_ids(self, values: Collection[Any]) -> dict[Any, str]:
         """Return the values as text."""
@@ -172,8 +171,12 @@ def _list_members(column_type: Any) -> dict[str, Any] | None:
     none."""
     if not isinstance(column_type, sa.Enum):
         return None
-    members = column_type.enum_class.__members__.values() if column_type.enum_class else None
-    return dict(zip(column_type.enums, members or column_type.enums, strict=True))
+    if column_type.enum_class is None:
+        return {text: text for text in column_type.enums}
+    members = dict(column_type.enum_class.__members__)
+    if len(members) > len(column_type.enums):  # it leaves out aliases
+        members = {name: member for name, member in members.items() if member.name == name}
+    return dict(zip(column_type.enums, members.values(), strict=True))
 
 
 def _to_text(own: Any) -> str:

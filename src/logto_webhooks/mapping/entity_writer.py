@@ -336,8 +336,7 @@ class EntityWriter(TableWriter):
         that somebody else has locked."""
         if self._connection.dialect.name == "sqlite":  # has one writer
             return self._find_own(ids), set()
-        if not self._mapping.has_unique_key:  # of several rows with a key, some may be locked
-            self._find_own(ids)
+        self._find_own(ids)  # of several rows with a key, some may be locked
         query = self._own.with_for_update(skip_locked=True, key_share=True)
         rows = self._by_key(self._run(query, {"ids": list(ids)}).mappings())
         missing = [id_ for id_ in ids if id_ not in rows]
@@ -439,14 +438,17 @@ class EntityWriter(TableWriter):
 
     def _has_same_texts(self, values: OwnValues, own: sa.RowMapping, record: Any) -> bool:
         """Whether all texts that a mapping keeps equal are equal, and at least one tells who it is:
-        many can have the same status, for example."""
+        many can have the same status, for example. A database may store letters in another case,
+        and add spaces."""
         texts = {
-            name: value
+            name: _fold(value)
             for name, value in values.columns.items()
             if isinstance(value, str) and value
         }
-        names = {getattr(record, name, None) for name in ("username", "email", "phone", "name")}
-        return not names.isdisjoint(texts.values()) and not self._find_differing(texts, own)
+        known = [getattr(record, name, None) for name in ("username", "email", "phone", "name")]
+        names = {_fold(name) for name in known if name}
+        are_same = all(_fold(own[name]) == text for name, text in texts.items())
+        return are_same and not names.isdisjoint(texts.values())
 
     def _find_obstacle(self, ids: Collection[str], *, are_compared: bool) -> str | None:
         """Return why no row is linked yet: others may want it, but haven't been compared."""
@@ -476,7 +478,8 @@ class EntityWriter(TableWriter):
                 self._planned |= {swapped.logto_id: swapped for swapped in ring}
                 return {swapped.logto_id: swapped.state for swapped in ring}
         problem = self._explain(error, plan)
-        return {plan.logto_id: block(plan.state, "conflict", problem, holder)}
+        row_id = None if holder is None else holder.row_id
+        return {plan.logto_id: block(plan.state, "conflict", problem, row_id)}
 
     def _find_claimed(self, plans: Sequence[PlannedRow]) -> dict[str, RowState]:
         """Refuse rows whose unique value another row would have, if this weren't a rehearsal."""
@@ -523,11 +526,9 @@ class EntityWriter(TableWriter):
         ring = [plan]
         while len(ring) < MOST_SWAPPED:
             holder = self._unique.find_holder(ring[-1])
-            if holder is None:
+            if holder is None or holder.row_id in map(_id_of, ring):
                 return ring
-            if any(holder == encode_id(swapped.primary_key) for swapped in ring):
-                return ring
-            owners = self._states.find_owners([holder]).get(holder, set())
+            owners = set() if holder.logto_id is None else {holder.logto_id}
             locked = sorted(self.lock_more(owners))
             plans = self._plan(locked, self._states.find(locked))
             plans = [changing for changing in plans if changing.action != "nothing"]
@@ -664,6 +665,14 @@ class EntityWriter(TableWriter):
 def is_compared(state: RowState) -> bool:
     """Whether it is known which existing row an owed record wants, if any."""
     return state.row_id is not None or (state.reason or "").startswith(_COMPARED)
+
+
+def _fold(text: Any) -> str:
+    return str(text).strip().casefold()
+
+
+def _id_of(plan: PlannedRow) -> str:
+    return encode_id(plan.primary_key)
 
 
 def _reduce(plan: PlannedRow) -> PlannedRow:

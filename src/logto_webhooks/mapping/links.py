@@ -9,6 +9,8 @@ from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 from msgspec import Struct
+from msgspec.structs import replace
+from sqlalchemy.sql import operators, visitors
 
 from logto_webhooks.database.mapped_rows import StateStore, encode_id
 from logto_webhooks.mapping.apply_run import SeenRows
@@ -19,6 +21,7 @@ from logto_webhooks.mapping.primary_keys import describe_null, make_conditions
 from logto_webhooks.mapping.sources import RAISED
 
 _LINK: Final = "logto_webhooks_link"
+_ANY_TEXT: Final = "logto_webhooks"
 _TO_LOWER: Final = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
@@ -120,15 +123,34 @@ class LinkFinder:
     ) -> dict[str, list[sa.RowMapping]]:
         assert self._link.condition is not None
         candidates = {}
-        for logto_id, is_linked in self._call(self._link.condition, rows).items():
+        conditions = self._call(self._link.condition, rows)
+        missing = self._find_missing_values(self._link.condition, rows, conditions)
+        for logto_id, is_linked in conditions.items():
             if isinstance(is_linked, Exception):
                 links[logto_id] = is_linked
+                continue
+            if logto_id in missing:
                 continue
             query = sa.select(*self._columns).where(self._is_free, is_linked).limit(2)
             if found := list(self._run(query).mappings()):
                 candidates[logto_id] = found
                 self._conditions[logto_id] = is_linked
         return candidates
+
+    def _find_missing_values(
+        self,
+        condition: Callable[[Any], sa.ColumnElement[bool]],
+        rows: Mapping[str, Any],
+        conditions: Mapping[str, Any],
+    ) -> set[str]:
+        """Return the records whose condition compares a column with a value that they don't have.
+        That is IS NULL in SQL, and would find the rows of others who lack it, too. To tell it from
+        an IS NULL that the function always has, such as `deleted_at.is_(None)`, the function is
+        called with a record that has all values."""
+        counts = {id_: n for id_, part in conditions.items() if (n := _count_nulls(part))}
+        complete = {id_: _complete(rows[id_]) for id_ in counts}
+        always = self._call(condition, complete) if complete else {}
+        return {id_ for id_, count in counts.items() if count > _count_nulls(always[id_])}
 
     def _find_by_value(self, rows: dict[str, Any], links: Links) -> dict[str, list[sa.RowMapping]]:
         column, read = self._link.column, self._link.read
@@ -317,6 +339,42 @@ class LinkFinder:
 
     def _id_of(self, row: sa.RowMapping) -> str:
         return encode_id(_values_of(row, self._mapping.primary_key))
+
+
+class _Complete(dict[str, Any]):
+    """A dictionary that seems to have a text, or what is given as default, for each name."""
+
+    def __getitem__(self, name: str) -> Any:
+        return self.get(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return the value; another one if there is none."""
+        value = super().get(name)
+        if value is None:
+            value = _ANY_TEXT if default is None else default
+        return _Complete(value) if isinstance(value, dict) else value
+
+
+def _complete(row: Any) -> Any:
+    """Return a row of the mirror with a value in each field."""
+    values = {name: getattr(row, name) for name in row.__struct_fields__}
+    return replace(
+        row,
+        **{name: _ANY_TEXT for name, value in values.items() if value is None},
+        **{name: _Complete(value) for name, value in values.items() if isinstance(value, dict)},
+    )
+
+
+def _count_nulls(condition: Any) -> int:
+    """Count the comparisons of a condition that are true for NULL."""
+    if not isinstance(condition, sa.ClauseElement):
+        return 0
+    return sum(
+        isinstance(part, sa.BinaryExpression)
+        and part.operator in (operators.is_, operators.is_not_distinct_from)
+        and isinstance(part.right, sa.Null)
+        for part in visitors.iterate(condition)
+    )
 
 
 def _values_of(row: sa.RowMapping, columns: Iterable[sa.Column[Any]]) -> list[Any]:

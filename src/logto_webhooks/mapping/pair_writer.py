@@ -14,6 +14,7 @@ from logto_webhooks.database.mapped_rows import (
     RowState,
     encode_id,
 )
+from logto_webhooks.database.records import OTHER_END
 from logto_webhooks.errors import RowRejected
 from logto_webhooks.mapping.apply_run import ApplyRun
 from logto_webhooks.mapping.declare import EntityMapping
@@ -70,6 +71,12 @@ class PairWriter(TableWriter):
         super().__init__(connection, mapping, schemas, run, limits)
         self.kind = mapping.kind
         self.is_of_members = mapping.pair == "member"
+        # The kinds whose deletions no mapping counts: their rows stay, or there are none.
+        self._unguarded = set(OTHER_END) - {
+            parent.kind
+            for parent in parents
+            if isinstance(parent, EntityMapping) and parent.when_deleted in ("delete", "unlink")
+        }
         self._mapping = mapping
         ends = [(end, self._make_values(end, parents)) for end in mapping.ends]
         self._rows = PairRows(mapping, ends, self._run, connection.dialect, run)
@@ -212,7 +219,7 @@ class PairWriter(TableWriter):
             if stop := of_end or unread.get(key):
                 stopped[id_] = stop
         alone = [id_ for id_ in with_row if id_ not in stopped] if self.is_of_members else []
-        away = find_read_away(self._connection, alone) if alone else set()
+        away = find_read_away(self._connection, alone, self._unguarded) if alone else set()
         if away:
             stopped |= self._guard.decide(sorted(away), stored, ())
         return stopped, away

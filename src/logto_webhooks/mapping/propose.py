@@ -446,13 +446,13 @@ def _list_references(table: sa.Table, parent: sa.Table) -> list[sa.Column[Any]]:
 
 
 def _find_key(table: sa.Table) -> sa.Column[Any] | None:
-    """Find the column of Logto's id: its name says so."""
+    """Find the column of Logto's id: its name says so. Of several, a unique one is probable."""
     named = [
         column
         for column in table.c
         if "logto" in _plain(column.name) and isinstance(column.type, sa.String)
     ]
-    return next(iter(named), None)
+    return next(iter(sorted(named, key=_is_unique, reverse=True)), None)
 
 
 def _find(table: sa.Table, names: Sequence[str]) -> sa.Column[Any] | None:

@@ -22,12 +22,12 @@ _UNWRITTEN: Final = ("waiting", "held", "ambiguous", "refused")
 
 
 class Page(Struct, frozen=True):
-    """Records of one transaction, and what was done. With `is_linking`, they were put off in an
-    earlier page."""
+    """Records of one transaction, and what was done. With `is_again`, they were put off in an
+    earlier page, or the memberships are over."""
 
     keys: Sequence[Key]
     results: Sequence[Result]
-    is_linking: bool
+    is_again: bool
 
 
 class AppliedMapping(Struct, kw_only=True):
@@ -88,12 +88,12 @@ class Tally:
         """Count the records of a page."""
         name = self._begun[-1]
         own = {key.id for key in page.keys}
-        if not page.is_linking:
+        if not page.is_again:
             self._by_name[name].records += len(page.keys)
             self._last = page.keys[-1].id
         for of, plan, state in page.results:
             if of == name and state.reason == COMPARING:
-                if self._run.rehearses and not page.is_linking:
+                if self._run.rehearses and not page.is_again:
                     self._run.find_rows(name).records.append(plan.logto_id)
                 continue
             outcome = self._judge(of, plan, state)

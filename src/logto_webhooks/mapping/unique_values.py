@@ -7,10 +7,18 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
+from msgspec import Struct
 
 from logto_webhooks.database.mapped_rows import encode_id
 from logto_webhooks.mapping.declare import EntityMapping, UniqueColumn
 from logto_webhooks.mapping.table_writer import PlannedRow, implementation_of
+
+
+class Holder(Struct, frozen=True):
+    """A row that has a value, by its primary key, and the record whose row it is, if any."""
+
+    row_id: str
+    logto_id: str | None
 
 
 class UniqueValues:
@@ -25,6 +33,7 @@ class UniqueValues:
         """`run` executes a query on the application's table."""
         self._columns = mapping.list_unique(dialect)
         self._primary_key = mapping.primary_key
+        self._key = mapping.key.text
         self._run = run
 
     @property
@@ -55,18 +64,21 @@ class UniqueValues:
                     taken.setdefault(plan.logto_id, (encode_id(key), unique))
         return taken
 
-    def find_holder(self, plan: PlannedRow) -> str | None:
-        """Return the primary key of another row that has a unique value which this one wants."""
+    def find_holder(self, plan: PlannedRow) -> Holder | None:
+        """Find another row that has a unique value which this one wants."""
         for unique in self._columns:
             value = plan.values.get(unique.column.key)
             if value is None:
                 continue
-            query = sa.select(*self._primary_key).where(unique.column == value)
+            has_value = unique.column == value
+            if not unique.is_sure and isinstance(value, str):  # mostly of lower(email)
+                has_value = sa.func.lower(unique.column) == value.lower()
+            query = sa.select(*self._primary_key, self._key).where(has_value)
             if unique.condition is not None:
                 query = query.where(unique.condition)
             row = self._run(query).first()
-            if row is not None and tuple(row) != plan.primary_key:
-                return encode_id(tuple(row))
+            if row is not None and tuple(row)[:-1] != plan.primary_key:
+                return Holder(encode_id(tuple(row)[:-1]), row[-1])
         return None
 
     def make_free(
