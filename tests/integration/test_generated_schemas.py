@@ -38,6 +38,8 @@ REASONS = (
     "UNIQUE",
     "unique_violation",
     "another row has the value of email",
+    "NOTNULL",  # ON DELETE SET NULL of a column that can't be null
+    "not_null_violation",
     "FOREIGNKEY",
     "foreign_key_violation",
     "refer to it",
