@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -166,3 +166,26 @@ def test_days_are_those_of_utc(kind: StoreKind, tmp_path: Path) -> None:
             with postgres.sync_engine().begin() as connection:
                 database = connection.engine.url.database
                 connection.execute(sa.text(f'ALTER DATABASE "{database}" RESET timezone'))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_column_rounds_or_fills_up_is_equal(kind: StoreKind, tmp_path: Path) -> None:
+    """And what it has as a moment or a float."""
+
+    async def live(application: RoleApplication) -> None:
+        types = {"code": sa.CHAR(9), "score": sa.REAL, "day": sa.DateTime, "rate": sa.Float}
+        table = create(application, types)
+        values = {
+            "code": "username",
+            "score": lambda user: 0.1,
+            "day": lambda user: date(2026, 1, 2),
+            "rate": lambda user: Decimal("0.1"),
+        }
+        options: dict[str, Any] = {"key": "logto_user_id", "when_deleted": "delete"}
+        await application.map_tables(declare_entities("user", table, columns=values, **options))
+        await application.apply_all()
+        await Copy(application.host).take([make.user_created(id="ana", username="ana").body])
+        assert len(application.rows(table, "code")) == 1
+        await check_nothing_differs(application)
+
+    RoleApplication.run(kind, tmp_path, live)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import json
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -74,6 +75,7 @@ NOT_CHANGED: Final = (
     "the database didn't make the change: a trigger, a rule or row-level security may have skipped "
     "it"
 )
+_SINGLE: Final = 2.0**-23  # how precise a REAL is
 NO_KEY: Final = "a deferred foreign key isn't fulfilled"
 NOT_UNIQUE: Final = "several rows have its primary key, which isn't unique in the database"
 NOT_KEPT: Final = "the database didn't keep the new row: a trigger or a rule may have skipped it"
@@ -619,8 +621,13 @@ def _is_equal(own: Any, value: Any, column_type: Any, dialect: sa.Dialect) -> bo
         own, value = _to_utc(own), _to_utc(value)
         digits = getattr(implementation, "precision", None)
         return bool(own == value or _is_near((own - value).total_seconds(), digits))
-    if isinstance(own, date) and isinstance(value, datetime):
-        return own == value.date()
+    if isinstance(own, date) and isinstance(value, date) and type(own) is not type(value):
+        return _to_day(own) == _to_day(value)  # a column has only one of both
+    if isinstance(own, float) and _is_number(value):
+        digits = _SINGLE if isinstance(implementation, sa.REAL) else 0.0
+        return math.isclose(own, value, rel_tol=digits)
+    if isinstance(implementation, sa.CHAR) and isinstance(own, str) and isinstance(value, str):
+        return own.rstrip(" ") == value.rstrip(" ")
     if (isinstance(own, str) and _is_number(value)) or (_is_number(own) and isinstance(value, str)):
         return str(own) == str(value)
     return bool(own == value)
@@ -651,6 +658,10 @@ def _to_uuid(value: Any) -> Any:
         return UUID(str(value))
     except ValueError:
         return value
+
+
+def _to_day(moment: date) -> date:
+    return moment.date() if isinstance(moment, datetime) else moment
 
 
 def _is_rounded(own: Decimal, value: Any, numeric: Any) -> bool:
