@@ -137,6 +137,11 @@ class OwnChanges:
             )
             self._update(connection, own.users, row, tag=tag, **emptied)
             self._end_tag(row["tag"])
+            for member in own.read_members(connection):
+                if member["person"] == row[own.user_ref.name] and member["organization"]:
+                    given = self._tag(what="given", team=member["organization"], owner=tag)
+                    self._update(connection, own.members, member, tag=given)
+                    self._end_tag(member["tag"])
 
     def _tag_user(self, connection: sa.Connection) -> None:
         own = self._application

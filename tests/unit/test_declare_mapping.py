@@ -543,7 +543,7 @@ def test_a_foreign_key_of_two_columns_refers_to_rows_by_what_is_unique() -> None
             mappings.add(members)
             assert members.ends[1].find_referred([people]) is people.c.id
         else:
-            with pytest.raises(InvalidMapping, match="person refers to people.id together with"):
+            with pytest.raises(InvalidMapping, match=r"person refers to people.id together with"):
                 mappings.add(members)
 
 
