@@ -110,6 +110,14 @@ class EntityMapping(Struct, frozen=True, kw_only=True):
         )
 
     @property
+    def needs_whole(self) -> str | None:
+        """The option that decides by all of a record whether it gets an existing row, a new one or
+        none; None if there is no such option."""
+        if self.link is not None:
+            return "link"
+        return "where" if self.create and self.where is not _every else None
+
+    @property
     def primary_key(self) -> tuple[sa.Column[Any], ...]:
         """The primary key of the table."""
         return tuple(self.table.primary_key)

@@ -33,7 +33,7 @@ from logto_webhooks.mapping.deletions import (
 from logto_webhooks.mapping.ends import Former
 from logto_webhooks.mapping.json_keys import change_document, find_key, make_change
 from logto_webhooks.mapping.links import COMPARING, LOCKED, UNCOMPARED, LinkFinder, Links, NoLink
-from logto_webhooks.mapping.mirror import find_present, has_unknown, read_rows
+from logto_webhooks.mapping.mirror import find_partial, find_present, has_unknown, read_rows
 from logto_webhooks.mapping.primary_keys import describe_null, describe_several, make_conditions
 from logto_webhooks.mapping.references import follows_updates
 from logto_webhooks.mapping.row_limits import RowLimits
@@ -59,6 +59,11 @@ KEY: Final = "logto_webhooks_key"
 _REFERRED: Final = "logto_webhooks_referred"
 # What the reasons begin with why records are owed of which it is known which rows they want.
 _COMPARED: Final = (WRITING_LONG, LOCKED)
+# A link is for good, and no row is deleted because `where` becomes false.
+_IN_PART: Final = (
+    "Logto hasn't sent the whole {kind} yet, which `{option}` needs: usually, its webhook follows "
+    "in a moment"
+)
 TAKEN: Final = "another row has the value of {}"
 
 
@@ -161,8 +166,10 @@ class EntityWriter(TableWriter):
         present = {i: row for i, row in rows.items() if row.deleted_at is None and i not in locked}
         values = self._call(self._mapping.evaluate, present)
         wanted = {i: own for i, own in values.items() if isinstance(own, OwnValues)}
+        without = [i for i in present if i not in own_rows]
+        in_part = self._find_partial(without)
         # If a function fails, no row is linked, and nobody else is linked to that row.
-        has_none = [i for i, own in values.items() if own is not None and i not in own_rows]
+        has_none = [i for i in without if values[i] is not None and i not in in_part]
         unlinked = {i: rows[i] for i in has_none}
         uncompared = {plan.logto_id for plan in put_off if not is_compared(plan.state)}
         linked = self._find_links(unlinked, uncompared)
@@ -191,8 +198,19 @@ class EntityWriter(TableWriter):
             if row.deleted_at is not None:
                 plans.append(self._plan_deletion(state, own, last.get(logto_id, {})))
                 continue
+            if logto_id in in_part:
+                kind, option = self._mapping.kind, self._mapping.needs_whole
+                plans.append(refuse(state, "waiting", _IN_PART.format(kind=kind, option=option)))
+                continue
             plans.append(self._plan_row(state, values[logto_id], own, linked.get(logto_id)))
         return plans
+
+    def _find_partial(self, ids: Collection[str]) -> set[str]:
+        """Return which records without a row get none yet, because Logto hasn't sent all of them:
+        what is unknown can decide whether they get a row, and which one."""
+        if self._mapping.needs_whole is None or not ids:
+            return set()
+        return find_partial(self._connection, self._mapping.kind, ids)
 
     def find_stopped(self, ids: Collection[str]) -> dict[str, Stop]:
         """Return which of the records were deleted, but have rows that are not to be deleted now,

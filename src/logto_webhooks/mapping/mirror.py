@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from msgspec import Struct
 
 from logto_webhooks.database.dialect import among, among_pairs
+from logto_webhooks.database.records import from_row
 from logto_webhooks.database.schema import (
     mapped_rows,
     member_roles,
@@ -34,6 +35,12 @@ TABLES: Final[dict[MappedKind, tuple[sa.Table, str]]] = {
     "user": (users, "logto_user_id"),
     "organization": (organizations, "logto_organization_id"),
 }
+
+
+# Without the contents of groups, which can be large.
+_SELECT_HEADS: Final = sa.select(*(column for column in records.c if column.name != "data")).where(
+    records.c.kind == sa.bindparam("of_kind"), among(records.c.logto_id, "ids")
+)
 
 
 @functools.cache  # made once, because a batch needs it several times
@@ -81,6 +88,13 @@ def find_doubtful(
         records.c.kind == kind, among(records.c.logto_id, "ids"), records.c.doubtful
     )
     return connection.scalars(query, {"ids": sorted(ids)}).all()
+
+
+def find_partial(connection: sa.Connection, kind: MappedKind, ids: Collection[str]) -> set[str]:
+    """Return those of the records of which Logto hasn't sent all yet."""
+    rows = connection.execute(_SELECT_HEADS, {"of_kind": kind, "ids": sorted(ids)}).mappings()
+    heads = map(from_row, rows)
+    return {head.key.id for head in heads if head.is_in_part}
 
 
 def find_present(connection: sa.Connection, kind: MappedKind, ids: Collection[str]) -> set[str]:

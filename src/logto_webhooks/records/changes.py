@@ -31,6 +31,7 @@ from logto_webhooks.records.record import (
     MEMBERS,
     OWN_FIELD,
     UNKNOWN_CHANGE,
+    USER_PARTS,
     WRONG_CLOCK,
     DeliveryChange,
     Key,
@@ -43,7 +44,6 @@ from logto_webhooks.records.record import (
 from logto_webhooks.signing_keys import VerifiedBody
 
 LAG_MS: Final = 100  # how long before its webhook a change happened, if Logto sends no time
-_USER_GROUPS: Final = ("suspension", "custom_data", "profile")  # besides `own`
 MAX_LISTED: Final = 5000  # Logto cuts longer lists of members without notice
 
 
@@ -101,7 +101,7 @@ def _list_user_changes(event: UserEvent | InteractionEvent, lag_ms: int) -> list
     contents = user_groups(user, None if is_new else sent)
     values = {name: Value(content, stamp, start, event.at) for name, content in contents.items()}
     upsert = Upsert(key, values, user_facts(user, event.at) | {"updatedAt": stamp})
-    return _add_refetch(upsert, event.at, () if is_new else _USER_GROUPS)
+    return _add_refetch(upsert, event.at, () if is_new else USER_PARTS)
 
 
 def user_facts(user: User, latest: int) -> dict[str, int]:

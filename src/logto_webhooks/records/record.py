@@ -30,6 +30,8 @@ OWN_FIELD: Final = "own."
 ROLES: Final = "roles"
 ROLE: Final = "role:"
 NEVER: Final = -1
+# A user's groups besides `own`. Logto sends all of them with the whole user.
+USER_PARTS: Final = ("suspension", "custom_data", "profile")
 ABSENT_UNTIL: Final = "absent until"  # a fact: by when Logto last answered that there is none
 REFETCHED: Final = "met: "  # prefix of a fact: when Logto was last asked because of the need
 
@@ -232,6 +234,17 @@ class Record(Struct, frozen=True):
     def complete(self) -> bool:
         """Whether enough is known for a row."""
         return self._main in self.groups or any(name.startswith(OWN_FIELD) for name in self.groups)
+
+    @property
+    def is_in_part(self) -> bool:
+        """Of a user or an organization: whether Logto hasn't sent all of it yet. The rest is
+        unknown, or known only from a token's claims."""
+        own = self.groups.get("own")
+        if own is None or own.is_claimed:
+            return True
+        if self.key.kind != "user" or UNKNOWN_CHANGE not in self.needs:
+            return False
+        return any(name not in self.groups for name in USER_PARTS)
 
     @property
     def own(self) -> dict[str, Any]:
