@@ -495,7 +495,7 @@ class LogtoWebhooks(Admin):
 
         If your row isn't there yet, the user and the row are written in the session's transaction,
         from the claims. If these lack what the row needs, and the Management API is configured, the
-        user is read from Logto first.
+        user is read from Logto first. For a mapping with `link` or `where`, claims aren't enough.
 
         Raises UserNotReady if there is no row even so, UserHasNoRow if the mapping excludes the
         user, UserIsDeletedError, ClaimsUnusable, SettingInvalid, StoreUnavailable.
