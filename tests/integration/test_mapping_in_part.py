@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from logto_webhooks.ensure_user import ensure_user
 from logto_webhooks.mapping.declare import declare_entities
+from logto_webhooks.mapping.own_rows import find_own_row
 from logto_webhooks.records.record import ApiRead, Key
 from logto_webhooks.samples.request import SignedRequest
 from logto_webhooks.testing import make
@@ -163,19 +164,14 @@ def test_organizations_wait_too(kind: StoreKind, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_that_are_there_are_written_as_before(kind: StoreKind, tmp_path: Path) -> None:
-    """Also without `link` and `where`, and if only rows that are there are ever written."""
+def test_rows_that_nothing_decides_about_are_inserted(kind: StoreKind, tmp_path: Path) -> None:
+    """Without `link` and `where`, or if only rows that are there are ever written."""
 
     async def live(application: Application) -> None:
-        own = application.users.c
-        await application.map(link=own.email, where=lambda user: user.name != "Eve")
-        await application.apply_all()
-        insert(application, email="old@x", logto_user_id="ana")
-        await claim(application, ID_TOKEN)
-        assert application.rows(application.users, "logto_user_id", "email") == [("ana", ANA)]
         await application.map()
+        await application.apply_all()
         await claim(application, {"sub": "bo"})
-        assert application.rows(application.users, "logto_user_id") == [("ana",), ("bo",)]
+        assert application.rows(application.users, "logto_user_id") == [("bo",)]
         await application.map(create=False, where=lambda user: True)
         await claim(application, {"sub": "carl"})
         assert "excluded" not in await find_reason(application, id_="carl")
@@ -205,3 +201,30 @@ def test_a_batch_asks_once(options: dict[str, Any], tmp_path: Path) -> None:
         assert ("u1", "new@x") in application.rows(application.users, "logto_user_id", "email")
 
     Application.run("sqlite", tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_claims_empty_no_row_that_has_the_id(kind: StoreKind, tmp_path: Path) -> None:
+    """The application has written the ID itself, for example before it maps its table."""
+
+    async def live(application: Application) -> None:
+        copy = Copy(await application.map())
+        await application.apply_all()
+        insert(application, logto_user_id="ana", email=ANA, first_name="Ana")
+        for _ in range(2):
+            await claim(application, {"sub": "ana"})
+            await application.apply_again()
+            rows = application.rows(application.users, "logto_user_id", "email", "first_name")
+            assert rows == [("ana", ANA, "Ana")]
+        mapping = application.mappings.entities[0]
+        own = await application.host.read(
+            lambda store: find_own_row(store.connection, mapping, "ana")
+        )
+        assert own.state == "here"
+        assert "waiting, Logto hasn't sent the whole user yet, so" in await find_reason(application)
+        await copy.take([make.user_created(id="ana", email="new@x.example").body])
+        rows = application.rows(application.users, "logto_user_id", "email")
+        assert rows == [("ana", "new@x.example")]
+        await application.check()
+
+    Application.run(kind, tmp_path, live)

@@ -64,6 +64,7 @@ _IN_PART: Final = (
     "Logto hasn't sent the whole {kind} yet, which `{option}` needs: usually, its webhook follows "
     "in a moment"
 )
+_KEPT: Final = "Logto hasn't sent the whole {kind} yet, so its row stays as it is"
 TAKEN: Final = "another row has the value of {}"
 
 
@@ -167,7 +168,8 @@ class EntityWriter(TableWriter):
         values = self._call(self._mapping.evaluate, present)
         wanted = {i: own for i, own in values.items() if isinstance(own, OwnValues)}
         without = [i for i in present if i not in own_rows]
-        in_part = self._find_partial(without)
+        new = [i for i in present if i in own_rows and not _is_written(states.get(i))]
+        in_part = self._find_partial(without, new)
         # If a function fails, no row is linked, and nobody else is linked to that row.
         has_none = [i for i in without if values[i] is not None and i not in in_part]
         unlinked = {i: rows[i] for i in has_none}
@@ -199,18 +201,24 @@ class EntityWriter(TableWriter):
                 plans.append(self._plan_deletion(state, own, last.get(logto_id, {})))
                 continue
             if logto_id in in_part:
-                kind, option = self._mapping.kind, self._mapping.needs_whole
-                plans.append(refuse(state, "waiting", _IN_PART.format(kind=kind, option=option)))
+                plans.append(self._wait_for_whole(state, own))
                 continue
             plans.append(self._plan_row(state, values[logto_id], own, linked.get(logto_id)))
         return plans
 
-    def _find_partial(self, ids: Collection[str]) -> set[str]:
-        """Return which records without a row get none yet, because Logto hasn't sent all of them:
-        what is unknown can decide whether they get a row, and which one."""
-        if self._mapping.needs_whole is None or not ids:
-            return set()
-        return find_partial(self._connection, self._mapping.kind, ids)
+    def _find_partial(self, without: Collection[str], new: Collection[str]) -> set[str]:
+        """Return of which records Logto hasn't sent all yet. Those `without` a row get none,
+        because what is unknown can decide whether they get a row, and which one. Rows that are
+        `new` to us, to which the application has given the ID, would be emptied."""
+        ids = [*new, *without] if self._mapping.needs_whole is not None else new
+        return find_partial(self._connection, self._mapping.kind, ids) if ids else set()
+
+    def _wait_for_whole(self, state: RowState, own: sa.RowMapping | None) -> PlannedRow:
+        kind, option = self._mapping.kind, self._mapping.needs_whole
+        if own is None:
+            return refuse(state, "waiting", _IN_PART.format(kind=kind, option=option))
+        known = replace(state, row_id=encode_id(self._key_of(own)))
+        return refuse(known, "waiting", _KEPT.format(kind=kind))
 
     def find_stopped(self, ids: Collection[str]) -> dict[str, Stop]:
         """Return which of the records were deleted, but have rows that are not to be deleted now,
@@ -678,6 +686,10 @@ class EntityWriter(TableWriter):
     def find_unsettled(self, ids: Collection[str]) -> list[str]:
         """List those of the records whose rows wait, conflict or are owed."""
         return [id_ for id_, state in self._states.find(ids).items() if not state.is_settled]
+
+
+def _is_written(state: RowState | None) -> bool:
+    return state is not None and state.row_id is not None and state.state != "waiting"
 
 
 def is_compared(state: RowState) -> bool:
