@@ -23,6 +23,7 @@ from logto_webhooks.database.mapped_rows import (
 from logto_webhooks.database.sessions import APP_SCHEMAS
 from logto_webhooks.errors import InvalidMapping
 from logto_webhooks.mapping.apply_run import ApplyRun
+from logto_webhooks.mapping.cascades import check_cascades
 from logto_webhooks.mapping.declare import EntityMapping, MappedKind
 from logto_webhooks.mapping.declare_pairs import End, PairMapping, RoleEnd, is_part
 from logto_webhooks.mapping.deletions import (
@@ -65,9 +66,7 @@ class Mappings:
             raise InvalidMapping(table=mapping.name, problem="it is mapped already")
         for pair in [*self.pairs, *([] if isinstance(mapping, EntityMapping) else [mapping])]:
             _check_ends(pair, [*self.all, mapping])
-        for other in [*self.all, mapping]:
-            _check_cascades(mapping, other)
-            _check_cascades(other, mapping)
+        check_cascades([*self.all, mapping])
         if isinstance(mapping, EntityMapping):
             self.entities.append(mapping)
             return
@@ -414,52 +413,6 @@ def _check_referred(
             "changes it: refer to the primary key"
         )
         raise InvalidMapping(table=pair.name, problem=problem)
-
-
-def _check_cascades(
-    parent: EntityMapping | PairMapping, child: EntityMapping | PairMapping
-) -> None:
-    """Check that deleting a row of one table deletes none of another: its user, organization or
-    membership still exists. Raises InvalidMapping."""
-    if isinstance(parent, EntityMapping) and parent.when_deleted != "delete":
-        return
-    if isinstance(child, PairMapping):
-        # Rows that refer to the deleted one as theirs were deleted before.
-        ends = [end.column for end in child.ends]
-        is_told = any(end.kind == _name_kind(parent) for end in child.ends)
-        cascading = _list_cascading(parent.table, [child.table]) if is_told else []
-        cascading = [column for column in cascading if not any(column is end for end in ends)]
-    else:
-        tables = parent.table.metadata.tables.values()
-        cascading = [c for c in _list_cascading(parent.table, tables) if c.table is child.table]
-    for column in cascading:
-        problem = (
-            f"because of ON DELETE CASCADE on {column.name}, a row would also be deleted when one "
-            f"of {parent.name} is, although its own record still exists: use ON DELETE SET NULL, "
-            f"or another when_deleted, if rows of {parent.name} needn't be deleted"
-        )
-        raise InvalidMapping(table=child.name, problem=problem)
-
-
-def _list_cascading(parent: sa.Table, tables: Collection[sa.Table]) -> list[sa.Column[Any]]:
-    """List the columns of some tables whose rows are deleted with a row of `parent`, also by way of
-    each other."""
-    columns: dict[sa.Column[Any], None] = {}
-    reached = [parent]
-    for table in reached:  # which grows
-        for other in tables:
-            for key in other.foreign_keys:
-                if (key.ondelete or "").upper() == "CASCADE" and _refers_to(key, table):
-                    columns[key.parent] = None
-                    reached += [] if other in reached else [other]
-    return list(columns)
-
-
-def _refers_to(key: sa.ForeignKey, table: sa.Table) -> bool:
-    try:
-        return key.column.table is table
-    except sa.exc.NoReferenceError:  # a table that SQLAlchemy doesn't know
-        return False
 
 
 def _name_kind(mapping: EntityMapping | PairMapping) -> str:

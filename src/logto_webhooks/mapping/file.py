@@ -20,12 +20,12 @@ from msgspec import Struct, structs
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.errors import InvalidMapping, MapFileInvalid, SettingInvalid
 from logto_webhooks.mapping import Mappings
+from logto_webhooks.mapping.cascades import OneMapping
 from logto_webhooks.mapping.declare import ROW_TYPES as ENTITY_ROWS
 from logto_webhooks.mapping.declare import EntityMapping, MappedKind, declare_entities
 from logto_webhooks.mapping.declare_pairs import ROW_TYPES as PAIR_ROWS
 from logto_webhooks.mapping.declare_pairs import (
     End,
-    PairMapping,
     RoleEnd,
     declare_member_roles,
     declare_members,
@@ -37,8 +37,6 @@ from logto_webhooks.mapping.own_tables import OwnTables, TableNotFound, name_tab
 from logto_webhooks.mapping.report import warn_about_kept
 from logto_webhooks.mapping.sources import find_python_type, is_unfit
 from logto_webhooks.settings import Settings
-
-OneMapping = EntityMapping | PairMapping
 
 FILE_NAME: Final = "logto-webhooks.toml"
 _DELETIONS: Final = ("delete", "keep", "unlink")

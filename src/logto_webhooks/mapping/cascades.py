@@ -1,0 +1,188 @@
+"""Find what foreign keys do to mapped rows when rows of other mapped tables are deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
+
+import sqlalchemy as sa
+from msgspec import Struct
+
+from logto_webhooks.errors import InvalidMapping
+from logto_webhooks.mapping.declare import EntityMapping
+from logto_webhooks.mapping.declare_pairs import PairMapping
+
+OneMapping = EntityMapping | PairMapping
+
+_CASCADE: Final = "CASCADE"
+_DEFAULT_SCHEMAS: Final = (None, "public", "main")  # one object may name it, and another not
+_ENDS: Final = frozenset({"organization", "user"})
+
+
+class Reference(Struct, frozen=True, kw_only=True):
+    """A foreign key: the names of its table and columns, and of those to which it refers. The names
+    of tables are only compared with each other."""
+
+    child: str
+    columns: tuple[str, ...]
+    parent: str
+    referred: tuple[str, ...]
+    on_delete: str
+
+
+class Loss(Struct, frozen=True):
+    """A foreign key by which rows of a mapping are deleted with those of a `parent`, although their
+    own records still exist."""
+
+    mapping: OneMapping
+    reference: Reference
+    parent: OneMapping
+
+
+def check_cascades(mappings: Sequence[OneMapping]) -> None:
+    """Check that deleting a row of one table deletes none of another: its user, organization or
+    membership still exists. Raises InvalidMapping."""
+    mapped = {name_declared(mapping.table): mapping for mapping in mappings}
+    references = list_declared([mapping.table for mapping in mappings])
+    for loss in Cascades(references, mapped).list_losses():
+        raise InvalidMapping(table=loss.mapping.name, problem=_describe_loss(loss))
+
+
+class Cascades:
+    """What foreign keys do to the rows of `mapped` tables, which are called as in the references.
+
+    It is followed from each table upwards to the tables to which it refers.
+    """
+
+    def __init__(self, references: Iterable[Reference], mapped: Mapping[str, OneMapping]) -> None:
+        self._mapped = mapped
+        self._by_child: dict[str, list[Reference]] = {}
+        for reference in references:
+            self._by_child.setdefault(reference.child, []).append(reference)
+
+    def list_losses(self) -> Iterator[Loss]:
+        """List the foreign keys by which rows would be lost."""
+        for table, mapping in self._mapped.items():
+            kinds = {}
+            if isinstance(mapping, PairMapping):
+                kinds = {end.column.name.lower(): end.kind for end in mapping.ends}
+            for reference in self._list_cascading(table):
+                parent = self._find_other(reference, kinds, set())
+                if parent is not None:
+                    yield Loss(mapping, reference, parent)
+
+    def _find_other(
+        self, reference: Reference, kinds: Mapping[str, str], passed: set[object]
+    ) -> OneMapping | None:
+        """Return the mapping with whose rows those would be deleted that refer to them, also by way
+        of tables that aren't mapped. `kinds` says whose the values in some columns are: with the
+        row of its own user, organization or membership, a row may go."""
+        pairs = zip(reference.columns, reference.referred, strict=True)
+        told = {
+            referred.lower(): kinds[column.lower()]
+            for column, referred in pairs
+            if column.lower() in kinds
+        }
+        parent = self._mapped.get(reference.parent)
+        if parent is not None:  # and what it refers to is checked for itself
+            return parent if _deletes(parent) and not _is_own(parent, told.values()) else None
+        here = (reference.parent, frozenset(told.items()))
+        if here in passed:
+            return None
+        passed.add(here)
+        others = (
+            self._find_other(upper, told, passed)
+            for upper in self._list_cascading(reference.parent)
+        )
+        return next((other for other in others if other is not None), None)
+
+    def _list_cascading(self, table: str) -> list[Reference]:
+        return [own for own in self._by_child.get(table, ()) if own.on_delete == _CASCADE]
+
+
+def list_declared(tables: Collection[sa.Table]) -> list[Reference]:
+    """List the foreign keys of tables, of all that the application declares beside them, and of
+    those to which they refer, with another base or from a file."""
+    known = dict.fromkeys(tables)
+    for metadata in {id(table.metadata): table.metadata for table in tables}.values():
+        known |= dict.fromkeys(metadata.tables.values())
+    references: dict[Reference, None] = {}  # there may be several objects for one table
+    found = list(known)
+    for table in found:  # which grows
+        for constraint in table.foreign_key_constraints:
+            targets = [_find_target(key) for key in constraint.elements]
+            reference = Reference(
+                child=name_declared(table),
+                columns=tuple(key.parent.name for key in constraint.elements),
+                parent=targets[0].name,
+                referred=tuple(target.column for target in targets),
+                on_delete=(constraint.ondelete or "").upper(),
+            )
+            references[reference] = None
+            referred = targets[0].table
+            if referred is not None and referred not in known:
+                known[referred] = None
+                found.append(referred)
+    return sorted(references, key=lambda own: (own.child, own.columns, own.parent))
+
+
+def name_declared(table: sa.Table) -> str:
+    """Name a table so that several objects for it, from code or from a file, are one."""
+    return _name(table.schema, table.name)
+
+
+class _Target(NamedTuple):
+    """To what a foreign key refers. `table` is None if SQLAlchemy doesn't know it."""
+
+    name: str
+    column: str
+    table: sa.Table | None = None
+
+
+def _find_target(key: sa.ForeignKey) -> _Target:
+    try:
+        column = key.column
+    except sa.exc.NoReferenceError:
+        place, _, name = key.target_fullname.rpartition(".")
+        schema, _, table_name = place.rpartition(".")
+        table = key.parent.table
+        if not schema and isinstance(table, sa.Table):
+            schema = table.metadata.schema or ""
+        return _Target(_name(schema or None, table_name), name)
+    table = column.table
+    assert isinstance(table, sa.Table)
+    return _Target(name_declared(table), column.name, table)
+
+
+def _name(schema: str | None, name: str) -> str:
+    return name if schema in _DEFAULT_SCHEMAS else f"{schema}.{name}"
+
+
+def _deletes(mapping: OneMapping) -> bool:
+    """Whether rows are deleted when their records are."""
+    return isinstance(mapping, PairMapping) or mapping.when_deleted == "delete"
+
+
+def _is_own(parent: OneMapping, kinds: Collection[str]) -> bool:
+    """Whether rows are over with those of a parent, if columns hold whose they are: those of a
+    user, of an organization, or of a member."""
+    if isinstance(parent, EntityMapping):
+        return parent.kind in kinds
+    return parent.pair == "member" and ("member" in kinds or _ENDS.issubset(kinds))
+
+
+def _describe_loss(loss: Loss) -> str:
+    """Say what is wrong, and what to do."""
+    columns = loss.reference.columns
+    names, ends = ", ".join(columns), set[str]()
+    if isinstance(loss.mapping, PairMapping):
+        ends = {end.column.name for end in loss.mapping.ends}
+    # A row without its user would be nobody's.
+    advice = "use ON DELETE SET NULL" if ends.isdisjoint(columns) else "drop this action"
+    if isinstance(loss.parent, EntityMapping):
+        needed = f"if rows of {loss.parent.name} needn't be deleted"
+        advice = f"{advice}, or another when_deleted, {needed}"
+    return (
+        f"because of ON DELETE CASCADE on {names}, a row would also be deleted when one of "
+        f"{loss.parent.name} is, although its own record still exists: {advice}"
+    )

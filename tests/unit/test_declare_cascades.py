@@ -1,0 +1,179 @@
+"""Mapped tables whose rows the database would delete or change with those of other tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from logto_webhooks.errors import InvalidMapping
+from logto_webhooks.mapping import Mappings
+from logto_webhooks.mapping.cascades import OneMapping
+from logto_webhooks.mapping.declare import EntityMapping, declare_entities
+from logto_webhooks.mapping.declare_pairs import (
+    declare_member_roles,
+    declare_members,
+    declare_user_roles,
+)
+
+
+def own_id() -> sa.Column[Any]:
+    return sa.Column("id", sa.Integer, primary_key=True)
+
+
+def refer(name: str, referred: Any, on_delete: str | None = "CASCADE") -> sa.Column[Any]:
+    """A column with a foreign key."""
+    return sa.Column(name, sa.ForeignKey(referred, ondelete=on_delete))
+
+
+def make_users(metadata: sa.MetaData, *columns: sa.Column[Any]) -> sa.Table:
+    key: sa.Column[Any] = sa.Column("logto_id", sa.Text, unique=True)
+    return sa.Table("users", metadata, own_id(), key, *columns)
+
+
+def make_teams(metadata: sa.MetaData, **options: Any) -> sa.Table:
+    key: sa.Column[Any] = sa.Column("logto_id", sa.Text, unique=True)
+    return sa.Table("teams", metadata, own_id(), key, **options)
+
+
+def map_users(table: sa.Table, when_deleted: Any = "delete") -> EntityMapping:
+    return declare_entities("user", table, key="logto_id", columns={}, when_deleted=when_deleted)
+
+
+def map_teams(table: sa.Table) -> EntityMapping:
+    return declare_entities(
+        "organization", table, key="logto_id", columns={}, when_deleted="delete"
+    )
+
+
+def add_all(*mappings: OneMapping) -> None:
+    added = Mappings()
+    for mapping in mappings:
+        added.add(mapping)
+
+
+def refuse(problem: str, *mappings: OneMapping) -> None:
+    """The last of the mappings is refused, and also the first one, if it comes last."""
+    for ordered in (mappings, mappings[::-1]):
+        with pytest.raises(InvalidMapping, match=problem):
+            add_all(*ordered)
+
+
+def test_a_role_that_would_go_with_an_organization_is_refused() -> None:
+    """Although no end of the role is an organization."""
+    metadata = sa.MetaData()
+    teams = make_teams(metadata)
+    roles = sa.Table(
+        "user_roles",
+        metadata,
+        own_id(),
+        sa.Column("user_id", sa.Text),
+        sa.Column("role", sa.Text),
+        refer("team_id", teams.c.id),
+    )
+    mapping = declare_user_roles(roles, user="user_id", role="role")
+    problem = "of user_roles can't be registered: because of ON DELETE CASCADE on team_id, .* teams"
+    refuse(f"{problem} is, .*: use ON DELETE SET NULL, or another", map_teams(teams), mapping)
+
+
+def test_a_role_that_would_go_with_another_role_is_refused() -> None:
+    """Such as one by which it was granted."""
+    metadata = sa.MetaData()
+    granting = sa.Table(
+        "user_roles", metadata, own_id(), sa.Column("user", sa.Text), sa.Column("role", sa.Text)
+    )
+    granted = sa.Table(
+        "member_roles",
+        metadata,
+        own_id(),
+        *(sa.Column(name, sa.Text) for name in ("team", "user", "role")),
+        refer("granted_by", granting.c.id),
+    )
+    refuse(
+        "ON DELETE CASCADE on granted_by, .* still exists: use ON DELETE SET NULL.$",
+        declare_user_roles(granting, user="user", role="role"),
+        declare_member_roles(granted, organization="team", user="user", role="role"),
+    )
+
+
+@pytest.mark.parametrize("is_end", [True, False])
+def test_a_membership_that_would_go_by_way_of_another_table_is_refused(is_end: bool) -> None:
+    """Such as with the user who has sent an invitation."""
+    metadata = sa.MetaData()
+    users = make_users(metadata)
+    between = sa.Table(
+        "invitations",
+        metadata,
+        sa.Column("id", sa.Text, primary_key=True),
+        refer("sent_by", users.c.id),
+    )
+    members = sa.Table(
+        "members",
+        metadata,
+        own_id(),
+        sa.Column("team", sa.Text),
+        sa.Column("user", sa.Text),
+        refer("invitation", between.c.id),
+    )
+    user = "invitation" if is_end else "user"
+    refuse(
+        f"CASCADE on invitation, .*: {'drop this action' if is_end else 'use ON DELETE SET NULL'}",
+        map_users(users),
+        declare_members(members, organization="team", user=user),
+    )
+
+
+def test_a_row_may_go_with_its_own_user_or_membership() -> None:
+    """Also by way of a table with the same values, or of a foreign key of two columns."""
+    metadata = sa.MetaData()
+    users, teams = make_users(metadata), make_teams(metadata)
+    key = sa.ForeignKey(users.c.logto_id, ondelete="CASCADE")
+    accounts = sa.Table("accounts", metadata, sa.Column("logto_id", sa.Text, key, primary_key=True))
+    members = sa.Table(
+        "members",
+        metadata,
+        sa.Column("team", sa.ForeignKey(teams.c.id, ondelete="CASCADE"), primary_key=True),
+        sa.Column("user", sa.ForeignKey(accounts.c[0], ondelete="CASCADE"), primary_key=True),
+    )
+    roles = sa.Table(
+        "member_roles",
+        metadata,
+        own_id(),
+        *(sa.Column(name, members.c[name].type) for name in ("team", "user")),
+        sa.Column("role", sa.Text),
+        sa.ForeignKeyConstraint(["team", "user"], [*members.c], ondelete="CASCADE"),
+    )
+    pairs: dict[str, Any] = {"organization": "team", "user": "user"}
+    member_roles = declare_member_roles(roles, **pairs, role="role")
+    add_all(map_users(users), map_teams(teams), declare_members(members, **pairs), member_roles)
+    add_all(map_users(users), map_teams(teams), member_roles)
+
+
+@pytest.mark.parametrize("referred", ["object", "name"])
+@pytest.mark.parametrize("schema", [None, "public", "app"])
+def test_a_row_that_would_go_with_that_of_another_base_is_refused(
+    schema: str | None, referred: str
+) -> None:
+    """Whether the foreign key has the other base's table, or only its name."""
+    teams = make_teams(sa.MetaData(schema=schema))
+    name = "app.teams.id" if schema == "app" else "teams.id"
+    users = make_users(sa.MetaData(), refer("team", teams.c.id if referred == "object" else name))
+    refuse("of users .* ON DELETE CASCADE on team,", map_teams(teams), map_users(users))
+
+
+def test_a_row_that_would_go_by_way_of_another_base_is_refused() -> None:
+    """The table in between is declared beside neither of them."""
+    teams = make_teams(sa.MetaData())
+    rooms = sa.Table("rooms", sa.MetaData(), own_id(), refer("team", teams.c.id))
+    users = make_users(sa.MetaData(), refer("room", rooms.c.id))
+    refuse("of users .* ON DELETE CASCADE on room,", map_teams(teams), map_users(users))
+
+
+def test_a_table_of_another_schema_is_another_one() -> None:
+    """Although it has the same name."""
+    metadata = sa.MetaData()
+    teams, others = make_teams(metadata), make_teams(metadata, schema="old")
+    users = make_users(metadata, refer("team", others.c.id))
+    add_all(map_teams(teams), map_users(users))
+    refuse("of users .* ON DELETE CASCADE on team,", map_teams(others), map_users(users))
