@@ -177,3 +177,76 @@ def test_a_table_of_another_schema_is_another_one() -> None:
     users = make_users(metadata, refer("team", others.c.id))
     add_all(map_teams(teams), map_users(users))
     refuse("of users .* ON DELETE CASCADE on team,", map_teams(others), map_users(users))
+
+
+def make_profiles(metadata: sa.MetaData, referred: sa.Column[Any], **actions: Any) -> sa.Table:
+    key: sa.Column[Any] = sa.Column("logto_id", sa.ForeignKey(referred, **actions), unique=True)
+    return sa.Table("profiles", metadata, own_id(), key, sa.Column("phone", sa.Text))
+
+
+@pytest.mark.parametrize(
+    ("action", "when_deleted", "is_refused"),
+    [
+        ("ON DELETE SET NULL", "delete", True),
+        ("ON DELETE SET DEFAULT", "delete", True),
+        ("ON DELETE CASCADE", "delete", True),
+        ("ON DELETE SET NULL", "unlink", False),
+        ("ON UPDATE CASCADE", "unlink", True),
+        ("ON UPDATE SET NULL", "unlink", True),
+        ("ON UPDATE SET DEFAULT", "unlink", True),
+        ("ON UPDATE CASCADE", "delete", False),
+        ("ON UPDATE CASCADE", "keep", False),
+        ("ON DELETE NO ACTION", "delete", False),
+    ],
+)
+@pytest.mark.parametrize("is_far", [True, False])
+def test_a_key_that_the_database_would_change_is_refused(
+    is_far: bool, action: str, when_deleted: Any, is_refused: bool
+) -> None:
+    """The row would stay, and nobody would know whose it was."""
+    metadata = sa.MetaData()
+    users = make_users(metadata)
+    _, event, what = action.split(" ", 2)
+    actions: dict[str, Any] = {f"on{event.lower()}": what}
+    referred = users.c.logto_id
+    if is_far:  # by way of a table that isn't mapped
+        follows: dict[str, Any] = {f"on{event.lower()}": "CASCADE"}
+        own = sa.Column("own", sa.Text, sa.ForeignKey(referred, **follows), primary_key=True)
+        referred = sa.Table("accounts", metadata, own).c.own
+    mappings = (
+        map_users(users, when_deleted),
+        map_users(make_profiles(metadata, referred, **actions)),
+    )
+    if is_refused:
+        refuse(f"of profiles can't be registered: because of {action} on logto_id,", *mappings)
+    else:
+        add_all(*mappings)
+
+
+def test_a_key_that_refers_to_what_a_deletion_clears_is_refused() -> None:
+    """`when_deleted` sets another column than the key of the row to which it refers."""
+    metadata = sa.MetaData()
+    users = make_users(metadata, sa.Column("subject", sa.Text, unique=True))
+    profiles = make_profiles(metadata, users.c.subject, onupdate="CASCADE")
+    mapping = declare_entities(
+        "user",
+        users,
+        key="logto_id",
+        columns={"subject": "logto_user_id"},
+        when_deleted={"subject": None},
+    )
+    refuse("of profiles .* ON UPDATE CASCADE on logto_id,", mapping, map_users(profiles))
+
+
+def test_a_key_that_would_be_emptied_says_what_to_do() -> None:
+    """In one line."""
+    metadata = sa.MetaData()
+    users = make_users(metadata)
+    profiles = make_profiles(metadata, users.c.logto_id, ondelete="SET NULL")
+    with pytest.raises(InvalidMapping) as error:
+        add_all(map_users(users), map_users(profiles))
+    assert str(error.value) == (
+        "The mapping of profiles can't be registered: because of ON DELETE SET NULL on logto_id, "
+        "the database would change a row's key together with a row of users, and the row would "
+        "stay, with a deleted user's data: drop this action."
+    )

@@ -1,4 +1,4 @@
-"""Find what foreign keys do to mapped rows when rows of other mapped tables are deleted."""
+"""Find what foreign keys do to mapped rows when other mapped rows are deleted, or change."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from logto_webhooks.mapping.declare_pairs import PairMapping
 OneMapping = EntityMapping | PairMapping
 
 _CASCADE: Final = "CASCADE"
+_DELETING: Final = f"ON DELETE {_CASCADE}"
+_EMPTYING: Final = ("SET NULL", "SET DEFAULT")
 _DEFAULT_SCHEMAS: Final = (None, "public", "main")  # one object may name it, and another not
 _ENDS: Final = frozenset({"organization", "user"})
 
@@ -28,24 +30,32 @@ class Reference(Struct, frozen=True, kw_only=True):
     parent: str
     referred: tuple[str, ...]
     on_delete: str
+    on_update: str
 
 
-class Loss(Struct, frozen=True):
-    """A foreign key by which rows of a mapping are deleted with those of a `parent`, although their
-    own records still exist."""
+class Harm(Struct, frozen=True):
+    """What an `action` of a foreign key does to rows of a mapping with those of a `parent`: it
+    deletes them, although their own records still exist, or it changes their key."""
 
     mapping: OneMapping
-    reference: Reference
+    columns: tuple[str, ...]
+    action: str
     parent: OneMapping
+
+    @property
+    def deletes(self) -> bool:
+        """Whether rows are deleted."""
+        return self.action == _DELETING
 
 
 def check_cascades(mappings: Sequence[OneMapping]) -> None:
-    """Check that deleting a row of one table deletes none of another: its user, organization or
-    membership still exists. Raises InvalidMapping."""
+    """Check that deleting a row of one table deletes none of another, whose user, organization or
+    membership still exists, and that the database changes no key before we know it. Raises
+    InvalidMapping."""
     mapped = {name_declared(mapping.table): mapping for mapping in mappings}
     references = list_declared([mapping.table for mapping in mappings])
-    for loss in Cascades(references, mapped).list_losses():
-        raise InvalidMapping(table=loss.mapping.name, problem=_describe_loss(loss))
+    for harm in Cascades(references, mapped).list_harms():
+        raise InvalidMapping(table=harm.mapping.name, problem=_explain(harm))
 
 
 class Cascades:
@@ -60,8 +70,8 @@ class Cascades:
         for reference in references:
             self._by_child.setdefault(reference.child, []).append(reference)
 
-    def list_losses(self) -> Iterator[Loss]:
-        """List the foreign keys by which rows would be lost."""
+    def list_harms(self) -> Iterator[Harm]:
+        """List what foreign keys do to rows that they shouldn't."""
         for table, mapping in self._mapped.items():
             kinds = {}
             if isinstance(mapping, PairMapping):
@@ -69,7 +79,40 @@ class Cascades:
             for reference in self._list_cascading(table):
                 parent = self._find_other(reference, kinds, set())
                 if parent is not None:
-                    yield Loss(mapping, reference, parent)
+                    yield Harm(mapping, reference.columns, _DELETING, parent)
+            if isinstance(mapping, EntityMapping):
+                key = mapping.key.column.name
+                for reference, action, parent in self._list_changes(table, key, set()):
+                    yield Harm(mapping, reference.columns, action, parent)
+
+    def _list_changes(
+        self, table: str, column: str, passed: set[object]
+    ) -> Iterator[tuple[Reference, str, OneMapping]]:
+        """List the foreign keys that change a column with rows of mapped tables, and how."""
+        if (table, column) in passed:
+            return
+        passed.add((table, column))
+        for reference in self._by_child.get(table, ()):
+            columns = [name.lower() for name in reference.columns]
+            if column.lower() not in columns:
+                continue
+            if reference.on_delete in _EMPTYING:
+                parent = self._find_other(reference, {}, set())
+                if parent is not None:
+                    yield reference, f"ON DELETE {reference.on_delete}", parent
+            if reference.on_update in (_CASCADE, *_EMPTYING):
+                referred = reference.referred[columns.index(column.lower())]
+                parent = self._find_changing(reference.parent, referred, passed)
+                if parent is not None:
+                    yield reference, f"ON UPDATE {reference.on_update}", parent
+
+    def _find_changing(self, table: str, column: str, passed: set[object]) -> OneMapping | None:
+        """Return the mapping with whose rows a column of a table changes."""
+        mapping = self._mapped.get(table)
+        if isinstance(mapping, EntityMapping) and column.lower() in _list_cleared(mapping):
+            return mapping
+        changes = self._list_changes(table, column, passed)
+        return next((parent for _, _, parent in changes), None)
 
     def _find_other(
         self, reference: Reference, kinds: Mapping[str, str], passed: set[object]
@@ -117,6 +160,7 @@ def list_declared(tables: Collection[sa.Table]) -> list[Reference]:
                 parent=targets[0].name,
                 referred=tuple(target.column for target in targets),
                 on_delete=(constraint.ondelete or "").upper(),
+                on_update=(constraint.onupdate or "").upper(),
             )
             references[reference] = None
             referred = targets[0].table
@@ -171,18 +215,32 @@ def _is_own(parent: OneMapping, kinds: Collection[str]) -> bool:
     return parent.pair == "member" and ("member" in kinds or _ENDS.issubset(kinds))
 
 
-def _describe_loss(loss: Loss) -> str:
+def _list_cleared(mapping: EntityMapping) -> set[str]:
+    """List the columns to which others can refer, and that change when a record is deleted."""
+    if mapping.when_deleted == "unlink":
+        return {mapping.key.column.name.lower()}
+    set_ = mapping.when_deleted if isinstance(mapping.when_deleted, dict) else ()
+    return {mapping.table.c[name].name.lower() for name in set_}
+
+
+def _explain(harm: Harm) -> str:
     """Say what is wrong, and what to do."""
-    columns = loss.reference.columns
-    names, ends = ", ".join(columns), set[str]()
-    if isinstance(loss.mapping, PairMapping):
-        ends = {end.column.name for end in loss.mapping.ends}
+    names, parent = ", ".join(harm.columns), harm.parent.name
+    if not harm.deletes:
+        return (
+            f"because of {harm.action} on {names}, the database would change a row's key together "
+            f"with a row of {parent}, and the row would stay, with a deleted {harm.mapping.kind}'s "
+            "data: drop this action"
+        )
+    ends = set[str]()
+    if isinstance(harm.mapping, PairMapping):
+        ends = {end.column.name for end in harm.mapping.ends}
     # A row without its user would be nobody's.
-    advice = "use ON DELETE SET NULL" if ends.isdisjoint(columns) else "drop this action"
-    if isinstance(loss.parent, EntityMapping):
-        needed = f"if rows of {loss.parent.name} needn't be deleted"
+    advice = "use ON DELETE SET NULL" if ends.isdisjoint(harm.columns) else "drop this action"
+    if isinstance(harm.parent, EntityMapping):
+        needed = f"if rows of {parent} needn't be deleted"
         advice = f"{advice}, or another when_deleted, {needed}"
     return (
-        f"because of ON DELETE CASCADE on {names}, a row would also be deleted when one of "
-        f"{loss.parent.name} is, although its own record still exists: {advice}"
+        f"because of {harm.action} on {names}, a row would also be deleted when one of {parent} "
+        f"is, although its own record still exists: {advice}"
     )
