@@ -324,6 +324,20 @@ async def a_condition_that_no_user_meets(clinic: Clinic) -> list[Finding]:
     return await clinic.ask("mappings", **another)
 
 
+@finds("mapping_cascades")
+async def a_foreign_key_that_deletes_too_much(clinic: Clinic) -> list[Finding]:
+    another = await clinic.another(
+        "CREATE TABLE people (id INTEGER PRIMARY KEY, logto_id TEXT UNIQUE,"
+        " boss INTEGER REFERENCES people ON DELETE CASCADE)"
+    )
+    engine = sa.create_engine(another["database_url"])
+    sa.event.listen(engine, "connect", lambda own, _: own.execute("PRAGMA foreign_keys = ON"))
+    theirs = LogtoWebhooks(signing_key=OTHER_KEY, engine=engine)
+    found = await _ask_who_maps_people(clinic, another, theirs)
+    engine.dispose()
+    return found
+
+
 @finds("mapping_key_without_index")
 async def a_key_without_an_index(clinic: Clinic) -> list[Finding]:
     another = await clinic.another("CREATE TABLE people (id INTEGER PRIMARY KEY, logto_id TEXT)")
@@ -385,15 +399,17 @@ async def _free_mb(clinic: Clinic) -> int:
     return free // 2**20
 
 
-async def _ask_who_maps_people(clinic: Clinic, settings: dict[str, Any]) -> list[Finding]:
-    theirs = _application(clinic.settings | settings)
+async def _ask_who_maps_people(
+    clinic: Clinic, settings: dict[str, Any], theirs: LogtoWebhooks | None = None
+) -> list[Finding]:
+    theirs = theirs or _application(clinic.settings | settings)
     people = sa.Table(
         "people",
         sa.MetaData(),
         sa.Column("id", sa.Integer, primary_key=True),
         sa.Column("logto_id", sa.Text),
     )
-    theirs.map_users(people, key="logto_id", columns={}, when_deleted="keep")
+    theirs.map_users(people, key="logto_id", columns={}, when_deleted="delete")
     found = await clinic.ask("mappings", application=theirs, **settings)
     await theirs.close()
     return found

@@ -491,6 +491,8 @@ async def check_mappings(context: CheckContext) -> list[Finding]:
         found = make_finding("mapping_deletions_held", options, first=shown, **counts)
         faults.append(found)
     faults += await _check_excluded(context, mappings)
+    if cascades := own_schema.cascades:
+        faults.append(make_finding("mapping_cascades", problems=". ".join(cascades)))
     if columns := own_schema.unindexed:
         faults.append(make_finding("mapping_key_without_index", columns=columns))
     if faults:

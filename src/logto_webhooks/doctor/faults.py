@@ -248,6 +248,11 @@ FAULTS: Final[dict[str, Fault]] = {
         "If you didn't intend this, correct `where`, and restart your application, or serve and "
         "worker.",
     ),
+    "mapping_cascades": _broken(
+        "In the database, {problems}.",
+        "Drop these actions in a migration. Where a row may lose what it refers to, use ON DELETE "
+        "SET NULL.",
+    ),
     "mapping_key_without_index": _warning(
         "There is no unique index on {columns:the key column|the key columns}. Each write reads "
         "the whole table, and two rows could have the same user, organization, membership or role.",

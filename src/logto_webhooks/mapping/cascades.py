@@ -35,7 +35,7 @@ class Reference(Struct, frozen=True, kw_only=True):
 
 class Harm(Struct, frozen=True):
     """What an `action` of a foreign key does to rows of a mapping with those of a `parent`: it
-    deletes them, although their own records still exist, or it changes their key."""
+    deletes them, although their own records still exist, or it changes whose they are."""
 
     mapping: OneMapping
     columns: tuple[str, ...]
@@ -84,6 +84,19 @@ class Cascades:
                 key = mapping.key.column.name
                 for reference, action, parent in self._list_changes(table, key, set()):
                     yield Harm(mapping, reference.columns, action, parent)
+
+    def list_emptied(self) -> Iterator[Harm]:
+        """List the foreign keys that empty the columns which say whose a membership or a role is,
+        although they aren't declared so: such rows aren't found again."""
+        for table, mapping in self._mapped.items():
+            ends = mapping.ends if isinstance(mapping, PairMapping) else ()
+            for end in ends:
+                declared = {(key.ondelete or "").upper() for key in end.column.foreign_keys}
+                for reference in self._by_child.get(table, ()):
+                    names, parent = reference.columns, self._mapped.get(reference.parent)
+                    empties = reference.on_delete in _EMPTYING and end.column.name in names
+                    if empties and parent is not None and reference.on_delete not in declared:
+                        yield Harm(mapping, names, f"ON DELETE {reference.on_delete}", parent)
 
     def _list_changes(
         self, table: str, column: str, passed: set[object]
@@ -221,6 +234,20 @@ def _list_cleared(mapping: EntityMapping) -> set[str]:
         return {mapping.key.column.name.lower()}
     set_ = mapping.when_deleted if isinstance(mapping.when_deleted, dict) else ()
     return {mapping.table.c[name].name.lower() for name in set_}
+
+
+def describe_in_database(harm: Harm) -> str:
+    """Say what a foreign key of the database does."""
+    name, parent = harm.mapping.name, harm.parent.name
+    subject = f"{harm.action} on {name} ({', '.join(harm.columns)})"
+    if harm.deletes:
+        return (
+            f"{subject} deletes rows with those of {parent}, although their own records still exist"
+        )
+    if isinstance(harm.mapping, EntityMapping):
+        kind = harm.mapping.kind
+        return f"{subject} changes keys with rows of {parent}, so a deleted {kind}'s row stays"
+    return f"{subject} leaves rows without their row of {parent}, so they are never deleted"
 
 
 def _explain(harm: Harm) -> str:

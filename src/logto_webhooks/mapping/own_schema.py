@@ -12,19 +12,23 @@ from msgspec import Struct
 from logto_webhooks.database.sessions import APP_SCHEMAS
 from logto_webhooks.database.store import Store
 from logto_webhooks.mapping import Mappings
+from logto_webhooks.mapping.cascades import Cascades, describe_in_database
+from logto_webhooks.mapping.database_keys import list_in_database, name_in_database
 from logto_webhooks.mapping.declare import EntityMapping
 from logto_webhooks.mapping.declare_pairs import PairMapping, RoleEnd
 from logto_webhooks.mapping.own_tables import list_unique
 
 
 class OwnSchema(Struct, frozen=True, kw_only=True):
-    """What the database lacks. `missing` says for mappings, by name, which table or columns don't
-    exist. `unindexed` are the columns that say whose row it is, if they have no unique index.
-    `file_problem` says why a file with mappings can't be used."""
+    """What is wrong with the database. `missing` says for mappings, by name, which table or columns
+    don't exist. `unindexed` are the columns that say whose row it is, if they have no unique index.
+    `cascades` says what foreign keys do to rows that they shouldn't. `file_problem` says why a file
+    with mappings can't be used."""
 
     file_problem: str = ""
     missing: dict[str, str] = {}
     unindexed: list[str] = []
+    cascades: list[str] = []
 
 
 def inspect_own_schema(store: Store, mappings: Mappings) -> OwnSchema:
@@ -45,6 +49,7 @@ def inspect_own_schema(store: Store, mappings: Mappings) -> OwnSchema:
                 if not _has_unique_ends(catalog, mapping)
             ),
         ],
+        cascades=_list_cascades(store.connection, mappings),
     )
 
 
@@ -71,6 +76,20 @@ class _Catalog:
         if not self.inspector.has_table(table.name, schema):
             return None
         return {column["name"] for column in self.inspector.get_columns(table.name, schema)}
+
+
+def _list_cascades(connection: sa.Connection, mappings: Mappings) -> list[str]:
+    """Say what the database's foreign keys do to rows, if the tables aren't declared so: otherwise,
+    the mappings would have been refused."""
+    schemas = connection.get_execution_options().get(APP_SCHEMAS)
+    mapped = {
+        name: mapping
+        for mapping in mappings.all
+        if (name := name_in_database(connection, mapping.table, schemas)) is not None
+    }
+    cascades = Cascades(list_in_database(connection), mapped)
+    harms = [*cascades.list_harms(), *cascades.list_emptied()]
+    return list(dict.fromkeys(map(describe_in_database, harms)))
 
 
 def _find_missing(catalog: _Catalog, mapping: EntityMapping | PairMapping) -> str:

@@ -8,7 +8,6 @@ from typing import Final
 
 from logto_webhooks.database.mapped_rows import State
 from logto_webhooks.database.runner import TransactionRunner
-from logto_webhooks.database.store import Store
 from logto_webhooks.instrumentation import Observer, RowsNotWritten, TablesNotMigrated
 from logto_webhooks.mapping import Mappings
 from logto_webhooks.mapping.declare import EntityMapping
@@ -23,6 +22,7 @@ _KEPT: Final = (
     'The mapping of %s has when_deleted="keep", and %s is unique: a new record with the value of a '
     "deleted %s gets no row. It is a conflict."
 )
+_HARMFUL: Final = "%s: drop this action in the database."
 
 
 def warn_about_kept(mapping: EntityMapping | PairMapping) -> None:
@@ -55,12 +55,11 @@ class UnwrittenReporter:
 
 
 async def report_missing(host: TransactionRunner, mappings: Mappings, observe: Observer) -> None:
-    """Report which tables and columns of the mappings don't exist. Raises StoreUnavailable."""
+    """Report which tables and columns of the mappings don't exist, and warn about foreign keys that
+    do harm. Raises StoreUnavailable."""
     if mappings:
-        own_schema = await host.read(partial(_inspect, mappings=mappings))
-        for mapping, problem in own_schema.items():
+        own_schema = await host.read(partial(inspect_own_schema, mappings=mappings))
+        for mapping, problem in own_schema.missing.items():
             observe(TablesNotMigrated(mapping, problem))
-
-
-def _inspect(store: Store, mappings: Mappings) -> dict[str, str]:
-    return inspect_own_schema(store, mappings).missing
+        for harm in own_schema.cascades:
+            logger.warning(_HARMFUL, harm)
