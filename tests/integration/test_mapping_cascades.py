@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from logto_webhooks.mapping import Mappings
+from logto_webhooks.mapping.database_keys import read_cascades
 from logto_webhooks.mapping.declare import declare_entities
 from logto_webhooks.mapping.declare_pairs import declare_members, declare_user_roles
 from logto_webhooks.mapping.own_schema import inspect_own_schema
@@ -179,3 +180,17 @@ def test_an_emptied_column_is_known_if_the_table_says_so(tmp_path: Path) -> None
         assert own_schema.cascades == []
 
     Application.run("sqlite", tmp_path, live)
+
+
+@pytest.mark.postgres
+def test_a_schema_that_may_not_be_used_stops_nothing(tmp_path: Path) -> None:
+    """Its rows can't be written, which is reported elsewhere."""
+
+    async def live(application: Application) -> None:
+        with application.engine.connect() as connection:  # never committed
+            connection.execute(sa.text("CREATE ROLE nobody_at_all"))
+            connection.execute(sa.text("SET LOCAL ROLE nobody_at_all"))
+            cascades = read_cascades(connection, application.declare().all)
+            assert list(cascades.list_harms()) == []
+
+    Application.run("postgres-thread", tmp_path, live)

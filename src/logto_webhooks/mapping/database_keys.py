@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any, Final
+from typing import Final
 
 import sqlalchemy as sa
 
-from logto_webhooks.mapping.cascades import Reference
-from logto_webhooks.mapping.references import quote_table
+from logto_webhooks.database.sessions import APP_SCHEMAS
+from logto_webhooks.mapping.cascades import Cascades, OneMapping, Reference
 
 # Those that do something. A table is called by what PostgreSQL makes of its name.
 _OF_POSTGRESQL: Final = sa.text("""
@@ -30,6 +30,13 @@ _OF_POSTGRESQL: Final = sa.text("""
     WHERE contype = 'f' AND (confdeltype IN ('c', 'n', 'd') OR confupdtype IN ('c', 'n', 'd'))
     ORDER BY 1, 5, 2
 """)
+# Also if its schema can't be used, which to_regclass would refuse.
+_NAME_ON_POSTGRESQL: Final = sa.text("""
+    SELECT CAST(CAST(own.oid AS regclass) AS text)
+    FROM pg_class AS own JOIN pg_namespace ON pg_namespace.oid = relnamespace
+    WHERE relname = :name
+    AND (nspname = :schema OR (CAST(:schema AS text) IS NULL AND pg_table_is_visible(own.oid)))
+""")
 _ACTIONS: Final = {"c": "CASCADE", "n": "SET NULL", "d": "SET DEFAULT"}
 # Without names, they refer to the primary key.
 _OF_SQLITE: Final = sa.text("""
@@ -41,7 +48,17 @@ _OF_SQLITE: Final = sa.text("""
 """)
 
 
-def list_in_database(connection: sa.Connection) -> list[Reference]:
+def read_cascades(connection: sa.Connection, mappings: Sequence[OneMapping]) -> Cascades:
+    """Read what the database's foreign keys do to the rows of mappings."""
+    mapped = {
+        name: mapping
+        for mapping in mappings
+        if (name := _find_name(connection, mapping.table)) is not None
+    }
+    return Cascades(_list_references(connection), mapped)
+
+
+def _list_references(connection: sa.Connection) -> list[Reference]:
     """List the foreign keys that change or delete rows with those to which they refer. In SQLite,
     there are none unless the connection enforces them."""
     if connection.dialect.name != "sqlite":
@@ -75,11 +92,12 @@ def _read_sqlite(connection: sa.Connection) -> Iterator[Reference]:
         )
 
 
-def name_in_database(connection: sa.Connection, table: sa.Table, schemas: Any) -> str | None:
-    """Return what a table is called in the list; None if it doesn't exist. `schemas` is the
-    `schema_translate_map` of the application's engine."""
+def _find_name(connection: sa.Connection, table: sa.Table) -> str | None:
+    """Return what a table is called in the list; None if it doesn't exist."""
     if connection.dialect.name == "sqlite":
         return table.name.lower()
-    query = sa.text("SELECT CAST(to_regclass(:name) AS text)")
-    name: str | None = connection.scalar(query, {"name": quote_table(connection, table, schemas)})
+    schemas = connection.get_execution_options().get(APP_SCHEMAS) or {}
+    schema = schemas.get(table.schema, table.schema)
+    parameters = {"name": str(table.name), "schema": schema}
+    name: str | None = connection.scalar(_NAME_ON_POSTGRESQL, parameters)
     return name

@@ -12,8 +12,8 @@ from msgspec import Struct
 from logto_webhooks.database.sessions import APP_SCHEMAS
 from logto_webhooks.database.store import Store
 from logto_webhooks.mapping import Mappings
-from logto_webhooks.mapping.cascades import Cascades, describe_in_database
-from logto_webhooks.mapping.database_keys import list_in_database, name_in_database
+from logto_webhooks.mapping.cascades import describe_in_database
+from logto_webhooks.mapping.database_keys import read_cascades
 from logto_webhooks.mapping.declare import EntityMapping
 from logto_webhooks.mapping.declare_pairs import PairMapping, RoleEnd
 from logto_webhooks.mapping.own_tables import list_unique
@@ -81,13 +81,7 @@ class _Catalog:
 def _list_cascades(connection: sa.Connection, mappings: Mappings) -> list[str]:
     """Say what the database's foreign keys do to rows, if the tables aren't declared so: otherwise,
     the mappings would have been refused."""
-    schemas = connection.get_execution_options().get(APP_SCHEMAS)
-    mapped = {
-        name: mapping
-        for mapping in mappings.all
-        if (name := name_in_database(connection, mapping.table, schemas)) is not None
-    }
-    cascades = Cascades(list_in_database(connection), mapped)
+    cascades = read_cascades(connection, mappings.all)
     harms = [*cascades.list_harms(), *cascades.list_emptied()]
     return list(dict.fromkeys(map(describe_in_database, harms)))
 

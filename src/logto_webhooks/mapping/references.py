@@ -52,16 +52,12 @@ def follows_updates(connection: sa.Connection, table: sa.Table, schemas: Any) ->
     if connection.dialect.name == "sqlite":
         keys = list_foreign_keys(connection, table)
         return any(key.on_update in _FOLLOWING for key in keys)
-    query = sa.text(_FOLLOWED_ON_POSTGRESQL)
-    return bool(connection.scalar(query, {"name": quote_table(connection, table, schemas)}))
-
-
-def quote_table(connection: sa.Connection, table: sa.Table, schemas: Any) -> str:
-    """Return the name of a table as a statement has it."""
     preparer = connection.dialect.identifier_preparer
     schema = (schemas or {}).get(table.schema, table.schema)
     name = preparer.quote(table.name)
-    return f"{preparer.quote_schema(schema)}.{name}" if schema else name
+    full_name = f"{preparer.quote_schema(schema)}.{name}" if schema else name
+    query = sa.text(_FOLLOWED_ON_POSTGRESQL)
+    return bool(connection.scalar(query, {"name": full_name}))
 
 
 def find_referring(
