@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from logto_webhooks.errors import MapFileInvalid
 from logto_webhooks.mapping import Mappings
 from logto_webhooks.mapping.database_keys import read_cascades
 from logto_webhooks.mapping.declare import declare_entities
 from logto_webhooks.mapping.declare_pairs import declare_members, declare_user_roles
+from logto_webhooks.mapping.file import map_tables, parse_map_file
 from logto_webhooks.mapping.own_schema import inspect_own_schema
 from logto_webhooks.mapping.report import report_missing
 from tests.support.mapped_application import KINDS, Application
@@ -43,7 +45,7 @@ def make_tables(metadata: sa.MetaData, on_delete: Action, on_update: Action) -> 
     return metadata
 
 
-def map_tables(metadata: sa.MetaData, when_deleted: Any) -> Mappings:
+def map_all(metadata: sa.MetaData, when_deleted: Any) -> Mappings:
     tables = {table.name: table for table in metadata.tables.values()}
     options: dict[str, Any] = {"key": "logto_id", "columns": {}, "when_deleted": when_deleted}
     mappings = Mappings()
@@ -101,7 +103,7 @@ def test_harmful_foreign_keys_of_the_database_are_found(
         schema = application.metadata.schema
         made = make_tables(sa.MetaData(schema=schema), on_delete, on_update)
         made.create_all(application.engine)
-        mappings = map_tables(make_tables(sa.MetaData(schema=schema), None, None), when_deleted)
+        mappings = map_all(make_tables(sa.MetaData(schema=schema), None, None), when_deleted)
         host = application.host
         own_schema = await host.read(lambda store: inspect_own_schema(store, mappings))
         own = f"{schema}." if schema else ""
@@ -120,7 +122,7 @@ def test_sqlite_does_nothing_unless_it_enforces_foreign_keys(tmp_path: Path) -> 
 
     async def live(application: Application) -> None:
         make_tables(sa.MetaData(), "CASCADE", None).create_all(application.engine)
-        mappings = map_tables(make_tables(sa.MetaData(), None, None), "delete")
+        mappings = map_all(make_tables(sa.MetaData(), None, None), "delete")
         own_schema = await application.host.read(lambda store: inspect_own_schema(store, mappings))
         assert own_schema.cascades == []
 
@@ -180,6 +182,33 @@ def test_an_emptied_column_is_known_if_the_table_says_so(tmp_path: Path) -> None
         assert own_schema.cascades == []
 
     Application.run("sqlite", tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_whose_rows_would_go_by_way_of_another_table_is_refused(
+    kind: StoreKind, tmp_path: Path
+) -> None:
+    """The file doesn't name the table in between."""
+
+    async def live(application: Application) -> None:
+        if kind == "sqlite":
+            application.enforce_foreign_keys()
+        metadata = sa.MetaData(schema=application.metadata.schema)
+        make_tables(metadata, "CASCADE", None).create_all(application.engine)
+        own = f"{metadata.schema}." if metadata.schema else ""
+        options = 'key = "logto_id"\nwhen_deleted = "delete"\n'
+        sections = [
+            f'[map.{kind}]\ntable = "{own}{table}"\n{options}'
+            for kind, table in (("users", "people"), ("organizations", "Companies"))
+        ]
+        both = parse_map_file("map.toml", "".join(sections))
+        with pytest.raises(MapFileInvalid) as error:
+            await map_tables(application.host, both, Mappings())
+        assert f"{own}people: because of ON DELETE CASCADE on room, a row" in str(error.value)
+        for section in sections:
+            await map_tables(application.host, parse_map_file("map.toml", section), Mappings())
+
+    Application.run(kind, tmp_path, live)
 
 
 @pytest.mark.postgres

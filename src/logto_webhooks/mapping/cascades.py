@@ -55,7 +55,7 @@ def check_cascades(mappings: Sequence[OneMapping]) -> None:
     mapped = {name_declared(mapping.table): mapping for mapping in mappings}
     references = list_declared([mapping.table for mapping in mappings])
     for harm in Cascades(references, mapped).list_harms():
-        raise InvalidMapping(table=harm.mapping.name, problem=_explain(harm))
+        raise InvalidMapping(table=harm.mapping.name, problem=explain_harm(harm))
 
 
 class Cascades:
@@ -250,7 +250,7 @@ def describe_in_database(harm: Harm) -> str:
     return f"{subject} leaves rows without their row of {parent}, so they are never deleted"
 
 
-def _explain(harm: Harm) -> str:
+def explain_harm(harm: Harm) -> str:
     """Say what is wrong, and what to do."""
     names, parent = ", ".join(harm.columns), harm.parent.name
     if not harm.deletes:

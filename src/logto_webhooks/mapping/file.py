@@ -10,6 +10,7 @@ import hashlib
 import re
 import tomllib
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -18,9 +19,11 @@ import sqlalchemy as sa
 from msgspec import Struct, structs
 
 from logto_webhooks.database.runner import TransactionRunner
+from logto_webhooks.database.store import Store
 from logto_webhooks.errors import InvalidMapping, MapFileInvalid, SettingInvalid
 from logto_webhooks.mapping import Mappings
-from logto_webhooks.mapping.cascades import OneMapping
+from logto_webhooks.mapping.cascades import OneMapping, explain_harm
+from logto_webhooks.mapping.database_keys import read_cascades
 from logto_webhooks.mapping.declare import ROW_TYPES as ENTITY_ROWS
 from logto_webhooks.mapping.declare import EntityMapping, MappedKind, declare_entities
 from logto_webhooks.mapping.declare_pairs import ROW_TYPES as PAIR_ROWS
@@ -200,13 +203,25 @@ def find_map_file(settings: Settings) -> MapFile | None:
 async def map_tables(host: TransactionRunner, file: MapFile, mappings: Mappings) -> None:
     """Add the mappings of a file, all or none. The tables are reflected from the database. Raises
     MapFileInvalid, InvalidMapping, StoreUnavailable."""
-    declared = await host.read(lambda store: file.declare(OwnTables(store.connection), mappings))
+    declared = await host.read(partial(_declare, file=file, others=mappings))
     declared.check_complete()
     known = {mapping.name for mapping in mappings.all}
     mappings.entities[:], mappings.pairs[:] = declared.entities, declared.pairs
     for mapping in mappings.all:
         if mapping.name not in known:
             warn_about_kept(mapping)
+
+
+def _declare(store: Store, file: MapFile, others: Mappings) -> Mappings:
+    """Declare the mappings of a file. Tables that it doesn't name aren't reflected, but rows can be
+    deleted by way of them."""
+    declared = file.declare(OwnTables(store.connection), others)
+    known = {mapping.name for mapping in others.all}
+    for harm in read_cascades(store.connection, declared.all).list_harms():
+        if not known.issuperset((harm.mapping.name, harm.parent.name)):
+            problem = f"{harm.mapping.name}: {explain_harm(harm)}"
+            raise MapFileInvalid(place=file.name, problem=problem)
+    return declared
 
 
 def read_map_file(path: Path) -> MapFile:
