@@ -97,6 +97,16 @@ def test_a_role_that_would_go_with_another_role_is_refused() -> None:
     )
 
 
+def test_a_column_that_must_have_a_value_cannot_be_emptied_instead() -> None:
+    """So the action must go."""
+    metadata = sa.MetaData()
+    teams = make_teams(metadata)
+    key = sa.ForeignKey(teams.c.id, ondelete="CASCADE")
+    users = make_users(metadata, sa.Column("team", key, nullable=False, server_default="1"))
+    problem = "on team, .* still exists: drop this action, or another when_deleted, if"
+    refuse(problem, map_teams(teams), map_users(users))
+
+
 @pytest.mark.parametrize("is_end", [True, False])
 def test_a_membership_that_would_go_by_way_of_another_table_is_refused(is_end: bool) -> None:
     """Such as with the user who has sent an invitation."""

@@ -157,8 +157,8 @@ class Cascades:
 
 
 def list_declared(tables: Collection[sa.Table]) -> list[Reference]:
-    """List the foreign keys of tables, of all that the application declares beside them, and of
-    those to which they refer, with another base or from a file."""
+    """List the foreign keys that do something, of tables, of all that the application declares
+    beside them, and of those to which they refer, with another base or from a file."""
     known = dict.fromkeys(tables)
     for metadata in {id(table.metadata): table.metadata for table in tables}.values():
         known |= dict.fromkeys(metadata.tables.values())
@@ -166,14 +166,17 @@ def list_declared(tables: Collection[sa.Table]) -> list[Reference]:
     found = list(known)
     for table in found:  # which grows
         for constraint in table.foreign_key_constraints:
+            on_delete, on_update = map(_read_action, (constraint.ondelete, constraint.onupdate))
+            if not (on_delete or on_update):
+                continue
             targets = [_find_target(key) for key in constraint.elements]
             reference = Reference(
                 child=name_declared(table),
                 columns=tuple(key.parent.name for key in constraint.elements),
                 parent=targets[0].name,
                 referred=tuple(target.column for target in targets),
-                on_delete=(constraint.ondelete or "").upper(),
-                on_update=(constraint.onupdate or "").upper(),
+                on_delete=on_delete,
+                on_update=on_update,
             )
             references[reference] = None
             referred = targets[0].table
@@ -181,6 +184,12 @@ def list_declared(tables: Collection[sa.Table]) -> list[Reference]:
                 known[referred] = None
                 found.append(referred)
     return sorted(references, key=lambda own: (own.child, own.columns, own.parent))
+
+
+def _read_action(action: str | None) -> str:
+    """Return what a foreign key does; "" for NO ACTION and the like."""
+    words = (action or "").upper()
+    return words if words in (_CASCADE, *_EMPTYING) else ""
 
 
 def name_declared(table: sa.Table) -> str:
@@ -259,11 +268,11 @@ def explain_harm(harm: Harm) -> str:
             f"with a row of {parent}, and the row would stay, with a deleted {harm.mapping.kind}'s "
             "data: drop this action"
         )
-    ends = set[str]()
-    if isinstance(harm.mapping, PairMapping):
-        ends = {end.column.name for end in harm.mapping.ends}
-    # A row without its user would be nobody's.
-    advice = "use ON DELETE SET NULL" if ends.isdisjoint(harm.columns) else "drop this action"
+    needed_columns = {column.name for column in harm.mapping.table.c if not column.nullable}
+    if isinstance(harm.mapping, PairMapping):  # a row without its user would be nobody's
+        needed_columns |= {end.column.name for end in harm.mapping.ends}
+    can_be_null = needed_columns.isdisjoint(harm.columns)
+    advice = "use ON DELETE SET NULL" if can_be_null else "drop this action"
     if isinstance(harm.parent, EntityMapping):
         needed = f"if rows of {parent} needn't be deleted"
         advice = f"{advice}, or another when_deleted, {needed}"
