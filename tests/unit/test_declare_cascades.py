@@ -260,3 +260,18 @@ def test_a_key_that_would_be_emptied_says_what_to_do() -> None:
         "the database would change a row's key together with a row of users, and the row would "
         "stay, with a deleted user's data: drop this action."
     )
+
+
+def test_tables_that_refer_to_each_other_are_followed_once() -> None:
+    """Their actions lead to no mapped table, or to one."""
+    metadata = sa.MetaData()
+    users = make_users(metadata)
+    names: dict[str, Any] = {"ondelete": "CASCADE", "onupdate": "CASCADE"}
+    for own, other in (("threads", "letters"), ("letters", "threads")):
+        key = sa.ForeignKey(f"{other}.id", **names, use_alter=True)
+        sa.Table(own, metadata, sa.Column("id", sa.Text, key, primary_key=True))
+    threads, letters = metadata.tables["threads"], metadata.tables["letters"]
+    profiles = make_profiles(metadata, threads.c.id, **names)
+    add_all(map_users(users), map_users(profiles))
+    letters.append_column(refer("sender", users.c.id))
+    refuse("of profiles .* ON DELETE CASCADE on logto_id,", map_users(users), map_users(profiles))
