@@ -175,7 +175,7 @@ def test_what_a_column_rounds_or_fills_up_is_equal(kind: StoreKind, tmp_path: Pa
     async def live(application: RoleApplication) -> None:
         types = {"code": sa.CHAR(9), "score": sa.REAL, "day": sa.DateTime, "rate": sa.Float}
         table = create(application, types)
-        values = {
+        values: dict[str, Any] = {
             "code": "username",
             "score": lambda user: 0.1,
             "day": lambda user: date(2026, 1, 2),
