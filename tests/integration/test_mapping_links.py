@@ -263,8 +263,11 @@ def test_a_value_that_a_user_lacks_finds_nobody(kind: StoreKind, tmp_path: Path)
             assert ("ceo@x", None) in rows
         application.delete_all(application.users)
         insert(application, "ana@x", first_name=None)
-        link = lambda user: sa.and_(own.email == user.email, own.first_name.is_(None))  # noqa: E731
-        copy = Copy(await application.map(link=link))
+
+        def find_nameless(user: Any) -> sa.ColumnElement[bool]:
+            return sa.and_(own.email == user.email, own.first_name.is_(None))
+
+        copy = Copy(await application.map(link=find_nameless))
         await application.apply_all()
         await copy.take([created("ana", "ana@x")])
         rows = application.rows(application.users, "email", "logto_user_id")
