@@ -317,13 +317,12 @@ def _apply_page(
         check_not_replaced(store, mapping)
     else:
         _check_current(store, mapping)
-    results: list[Result] = []
     limit = mappings.page_sizer.weight
     keys = [Key(mapping.kind, i) for i in ids or ()]
     if ids is None:
         keys = _list_page(store, mapping, after, limit)
     mappings.write_parents(store.connection, mapping.name, keys, run)
-    _write_for_command(store, mappings, mapping, keys, results, run)
+    results = _write_for_command(store, mappings, mapping, keys, run)
     return Page(keys, results, mapping.applied_to == LINKING)
 
 
@@ -339,8 +338,7 @@ def _apply_ended(
     members = read_pairs(store.connection, "member", [record.id for record in records])
     present = {pair.record_id for pair in members}
     keys = sorted(record for record in records if record.id not in present)
-    results: list[Result] = []
-    _write_for_command(store, mappings, mapping, keys, results, run)
+    results = _write_for_command(store, mappings, mapping, keys, run)
     return Page(keys, results, is_again=True), rows[-1].place if rows else None
 
 
@@ -349,14 +347,16 @@ def _write_for_command(
     mappings: Mappings,
     mapping: RegisteredMapping,
     keys: Sequence[Key],
-    results: list[Result],
     run: ApplyRun,
-) -> None:
+) -> list[Result]:
+    """Write the rows of records for the command. Return what became of them."""
+    results: list[Result] = []
     # Nothing is registered in a rehearsal.
     instead = [*mappings.registered, mapping] if run.rehearses else [mapping]
     _write_page(
         store, mappings, mapping, keys, instead, lambda *result: results.append(result), run
     )
+    return results
 
 
 def _list_page(store: Store, mapping: RegisteredMapping, after: str, limit: int) -> list[Key]:
