@@ -575,12 +575,12 @@ class EntityWriter(TableWriter):
             self._write_ring(ring, make_null)
 
     def _write_ring(
-        self, ring: Sequence[PlannedRow], make_free: Callable[[sa.Column[Any], str], Any]
+        self, ring: Sequence[PlannedRow], make_value: Callable[[sa.Column[Any], str], Any]
     ) -> None:
         """Free the unique values first, then set them."""
         with self._savepoint(ring):
             for plan in ring:
-                freed = self._unique.make_free(plan, make_free)
+                freed = self._unique.replace_values(plan, make_value)
                 if freed:
                     self._update([replace(plan, values=freed)])
             self._execute(ring)

@@ -81,10 +81,11 @@ class UniqueValues:
                 return Holder(encode_id(tuple(row)[:-1]), row[-1])
         return None
 
-    def make_free(
+    def replace_values(
         self, plan: PlannedRow, make_value: Callable[[sa.Column[Any], str], Any]
     ) -> dict[str, Any]:
-        """Return values that free those which the row has now in its unique columns."""
+        """Return other values for the unique columns of a row that is to be updated, so that those
+        which it has now are free."""
         if plan.action != "update":
             return {}
         columns = [unique.column for unique in self._columns]
