@@ -65,6 +65,12 @@ PEOPLE: Final = """\
 CREATE TABLE people (id INTEGER PRIMARY KEY, logto_user_id TEXT UNIQUE, email TEXT, name TEXT);
 INSERT INTO people (email, name) VALUES ('Ana@example.com', 'Ana'), ('ana@example.com', 'Ana A.');
 """
+# As if one transaction had applied everything: on a slow machine there are several, so another
+# record would have waited the longest.
+AT_ONCE: Final = """\
+UPDATE logto_records SET refetch_since = (SELECT min(refetch_since) FROM logto_records)
+WHERE refetch_since IS NOT NULL;
+"""
 # What the application does with its rows: one is deleted, one has another name.
 EDITS: Final = """\
 DELETE FROM people WHERE logto_user_id = (SELECT min(logto_user_id) FROM people);
@@ -79,6 +85,7 @@ def fill(folder: Path) -> None:
     asyncio.run(_fill(folder))
     drained = command("worker", "--drain", "--app", "app:logto", folder=folder)
     assert drained.returncode == 0, drained.stderr
+    _run(folder, AT_ONCE)
 
 
 @contextmanager
