@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from logto_webhooks.database import mapped_rows as store_module
-from logto_webhooks.database.mapped_rows import FORGETTING
+from logto_webhooks.database.mapped_rows import FORGETTING, LONG_AGO
 from logto_webhooks.database.schema import former_rows, mapped_rows
 from logto_webhooks.database.store import Store
 from logto_webhooks.mapping.apply import apply_all, apply_step
@@ -122,17 +122,19 @@ def test_registering_forgets_nothing(kind: StoreKind, by_command: bool, tmp_path
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_deletions_are_forgotten_step_by_step(kind: StoreKind, tmp_path: Path) -> None:
-    """Of this mapping."""
+def test_deletions_no_longer_count_step_by_step(kind: StoreKind, tmp_path: Path) -> None:
+    """Those of this mapping."""
 
     async def live(application: Application) -> None:
         host = await application.map()
         own, other = application.users.fullname, application.teams.fullname
         await host.run(partial(add, name=own, ids="abcdefg", deleted_at=1))
         await host.run(partial(add, name=other, ids="ab", deleted_at=1))
-        steps = [await host.run(lambda store: store.mappings.forget_deletions(own)) for _ in "1234"]
+        steps = [
+            await host.run(lambda store: store.mappings.reset_deletion_count(own)) for _ in "1234"
+        ]
         assert steps == [3, 3, 1, 0]
-        query = sa.select(mapped_rows.c.mapping).where(mapped_rows.c.deleted_at.is_not(None))
+        query = sa.select(mapped_rows.c.mapping).where(mapped_rows.c.deleted_at > LONG_AGO)
         left = await host.run(lambda store: list(store.connection.scalars(query)))
         assert left == [other, other]
 

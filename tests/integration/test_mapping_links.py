@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -272,6 +272,39 @@ def test_a_value_that_a_user_lacks_finds_nobody(kind: StoreKind, tmp_path: Path)
         await copy.take([created("ana", "ana@x")])
         rows = application.rows(application.users, "email", "logto_user_id")
         assert [row for row in rows if row[0] == "ana@x"] == [("ana@x", "ana")]
+
+    Application.run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize(
+    "find",
+    [
+        lambda own, user: sa.or_(own.email == user.email, own.first_name == user.phone),
+        lambda own, user: sa.or_(
+            own.email == user.email,
+            sa.and_(own.first_name == user.phone, own.first_name.is_not(None)),
+        ),
+        lambda own, user: sa.and_(
+            own.email == user.email,
+            sa.not_(sa.and_(own.first_name == user.phone, own.plan != "free")),
+        ),
+    ],
+    ids=["or", "guarded", "not"],
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_other_values_of_a_condition_count(
+    kind: StoreKind, find: Callable[[Any, Any], sa.ColumnElement[bool]], tmp_path: Path
+) -> None:
+    """A user without a phone is found by email, if the function takes either."""
+
+    async def live(application: Application) -> None:
+        own = application.users
+        insert(application, "ana@x", "bo@x", first_name=None, plan="free")
+        host = await application.map(link=lambda user: find(own.c, user))
+        await application.apply_all()
+        await Copy(host).take([created("ana", "ana@x")])
+        rows = application.rows(own, "email", "logto_user_id")
+        assert rows == [("ana@x", "ana"), ("bo@x", None)]
 
     Application.run(kind, tmp_path, live)
 

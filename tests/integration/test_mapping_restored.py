@@ -3,14 +3,14 @@ may have been restored, too, wait for Logto's answer."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
 from logto_webhooks.logto.api_responses import Span, read_pairs
-from logto_webhooks.mapping.apply import retry_unsettled
+from logto_webhooks.mapping.apply import apply_all, retry_unsettled
 from logto_webhooks.mapping.declare import MappedKind
 from logto_webhooks.records.record import membership
 from logto_webhooks.testing import make
@@ -26,7 +26,8 @@ from tests.support.stores import Copy, StoreKind
 
 ACME = make.event("Organization.Created", id="acme", name="Acme", at=1_000).body
 ANA = make.user_created(id="ana", email="ana@x.example", at=1_000).body
-DELETED = make.user_deleted(id="ana", at=100_000).body
+DELETED_AT = 100_000
+DELETED = make.user_deleted(id="ana", at=DELETED_AT).body
 RESTORED = make.user_data_updated(id="ana", email="ana@x.example", at=200_000).body
 JOINED = make.organization_membership_updated(id="acme", at=170_000, addedUserIds=["ana"]).body
 EARLIER = make.organization_membership_updated(id="acme", at=2_000, addedUserIds=["ana"]).body
@@ -65,6 +66,33 @@ def test_it_gets_its_row_back(kind: StoreKind, tmp_path: Path) -> None:
         assert application.rows(own, "id", "logto_user_id") == [(before[0], None)]
         await copy.take([RESTORED])
         assert application.rows(own, "id", "logto_user_id") == [before]
+
+    run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_get_their_rows_back_whatever_was_allowed(kind: StoreKind, tmp_path: Path) -> None:
+    """`--allow-deletes` counts deletions anew, but forgets no row that was unlinked."""
+
+    async def live(application: Application, copy: Copy) -> None:
+        own, names = application.users, [f"u{number}" for number in range(30)]
+
+        def tell(names: Iterable[str], at: int) -> list[bytes]:
+            create = make.user_created if at < DELETED_AT else make.user_data_updated
+            return [create(id=name, email=f"{name}@x.example", at=at).body for name in names]
+
+        def delete(names: Iterable[str]) -> list[bytes]:
+            return [make.user_deleted(id=name, at=DELETED_AT).body for name in names]
+
+        await copy.take(tell(names, 1_000))
+        before = application.rows(own, "id", "logto_user_id")
+        await copy.take(delete(names[:1]))
+        await copy.take(delete(names[1:]))
+        assert (await counts_of(application.host, own)).held == 29
+        await apply_all(application.host, application.mappings, allow_deletes=True)
+        assert [key for _, key in application.rows(own, "id", "logto_user_id") if key] == ["ana"]
+        await copy.take(tell(names, 200_000))
+        assert application.rows(own, "id", "logto_user_id") == before
 
     run(kind, tmp_path, live)
 

@@ -59,6 +59,7 @@ NOT_WRITTEN: Final = "it changed in a process that doesn't have this mapping"
 LINKING: Final = ":"
 FORGETTING: Final = "::"
 AT_ONCE: Final = 5_000  # rows that are forgotten in one transaction
+LONG_AGO: Final = 0  # when a row was deleted, or unlinked, that no longer counts as lately deleted
 
 
 class RegisteredMapping(Struct, frozen=True, kw_only=True):
@@ -462,16 +463,17 @@ class MappingStore:
         else:
             self._connection.execute(sa.update(mapped_rows).where(is_it).values(row_id=after))
 
-    def forget_deletions(self, name: str) -> int:
-        """Forget of the next rows of a mapping that they were lately deleted. Return how many."""
+    def reset_deletion_count(self, name: str) -> int:
+        """Let the next deleted or unlinked rows of a mapping no longer count as lately deleted.
+        Return how many."""
         deleted = sa.select(mapped_rows.c.logto_id).where(
-            mapped_rows.c.mapping == name, mapped_rows.c.deleted_at.is_not(None)
+            mapped_rows.c.mapping == name, mapped_rows.c.deleted_at > LONG_AGO
         )
         ids = self._connection.scalars(deleted.limit(AT_ONCE)).all()
         statement = sa.update(mapped_rows).where(
             mapped_rows.c.mapping == name, among(mapped_rows.c.logto_id, "ids")
         )
-        self._connection.execute(statement.values(deleted_at=None), {"ids": list(ids)})
+        self._connection.execute(statement.values(deleted_at=LONG_AGO), {"ids": list(ids)})
         return len(ids)
 
     def list_unconfirmed(self, limit: int, after_ms: int) -> list[Key]:
@@ -820,12 +822,14 @@ class StateStore:
         if rows:
             self._connection.execute(_FORGET_ONE, rows)
 
-    def note_deletions(self, ids: Collection[str]) -> None:
-        """Note that the rows of records were deleted, or unlinked, now."""
+    def note_deletions(self, ids: Collection[str], *, count: bool) -> None:
+        """Note that the rows of records were deleted, or unlinked. `count` them as lately deleted,
+        or not."""
         statement = sa.update(mapped_rows).where(
             mapped_rows.c.mapping == self._mapping, among(mapped_rows.c.logto_id, "ids")
         )
-        self._connection.execute(statement.values(deleted_at=now()), {"ids": list(ids)})
+        deleted_at = now() if count else LONG_AGO
+        self._connection.execute(statement.values(deleted_at=deleted_at), {"ids": list(ids)})
 
     def find_deleted(self, ids: Collection[str]) -> set[str]:
         """Return those of the records whose rows were deleted, or unlinked, at some time."""

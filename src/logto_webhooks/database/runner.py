@@ -429,8 +429,8 @@ class OurEngine:
 
 
 def close_returned(pool: sa.Pool) -> None:
-    """Let connections that were in use when their pool was disposed of be closed when they return:
-    nobody else would close them."""
+    """Let connections that are in use when their pool is disposed of be closed when they return:
+    nobody else would close them. Call it before `dispose`, else one may return in between."""
 
     def close(connection: Any, record: Any) -> None:
         if connection is not None:
@@ -563,9 +563,8 @@ class ThreadRunner:
         if self._acceptor is not self._writer:
             self._acceptor.close(CLOSE_S)
         if (own := self._ours.own) is not None:
-            pool = own.pool
+            close_returned(own.pool)
             own.dispose()
-            close_returned(pool)
 
     async def _within(
         self,

@@ -235,7 +235,8 @@ mapped_rows = sa.Table(
     *_required(sa.Text, "kind", "state"),
     *_optional(sa.Text, "reason", "blocked_by"),
     *_required(Millis, "changed_at"),
-    *_optional(Millis, "deleted_at"),  # when the row was last deleted, or unlinked
+    # When the row was last deleted, or unlinked; 0 if somebody has allowed it since.
+    *_optional(Millis, "deleted_at"),
 )
 # One expression each, because an index is only used for the very words of its condition.
 _SETTLED: list[sa.ColumnElement[Any]] = [sa.literal_column("'ok'"), sa.literal_column("'excluded'")]

@@ -220,7 +220,7 @@ async def apply_all(
             progressed(tally.records)
         if allow_deletes and not dry_run:
             # They have been looked at, so the next ones are counted anew.
-            while await host.run(partial(_forget_deletions, mapping=mapping)):
+            while await host.run(partial(_reset_deletion_count, mapping=mapping)):
                 pass
         if not dry_run:
             await host.run(partial(_finish, mapping=mapping))
@@ -294,9 +294,9 @@ def _forget_unlinked(store: Store, name: str) -> bool:
     return store.mappings.forget_unlinked(name)
 
 
-def _forget_deletions(store: Store, mapping: RegisteredMapping) -> int:
+def _reset_deletion_count(store: Store, mapping: RegisteredMapping) -> int:
     _check_current(store, mapping)
-    return store.mappings.forget_deletions(mapping.name)
+    return store.mappings.reset_deletion_count(mapping.name)
 
 
 def _finish(store: Store, mapping: RegisteredMapping) -> None:

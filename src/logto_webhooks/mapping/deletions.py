@@ -108,10 +108,12 @@ class DeletionGuard:
         return id_ in self._decided and self._decided[id_] is None
 
     def note(self, ids: Collection[str]) -> None:
-        """Note which rows were deleted. What was allowed doesn't count."""
-        counted = [id_ for id_ in ids if id_ not in self._permitted]
-        if counted:
-            self._states.note_deletions(counted)
+        """Note which rows were deleted, or unlinked. What was allowed doesn't count."""
+        permitted = self._permitted.intersection(ids)
+        if counted := set(ids) - permitted:
+            self._states.note_deletions(counted, count=True)
+        if permitted:
+            self._states.note_deletions(permitted, count=False)
 
     def keep(self, state: RowState, stored: RowState | None) -> RowState:
         """Return the state of a row as it is stored: an owed deletion stays held, or allowed. It is

@@ -22,6 +22,12 @@ from logto_webhooks.mapping.sources import RAISED
 
 _LINK: Final = "logto_webhooks_link"
 _ANY_TEXT: Final = "logto_webhooks"
+_NULL_COMPARISONS: Final = (
+    operators.is_,
+    operators.is_not,
+    operators.is_not_distinct_from,
+    operators.is_distinct_from,
+)
 _TO_LOWER: Final = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
@@ -124,12 +130,13 @@ class LinkFinder:
         assert self._link.condition is not None
         candidates = {}
         conditions = self._call(self._link.condition, rows)
-        missing = self._find_missing_values(self._link.condition, rows, conditions)
+        conditions = {
+            **conditions,
+            **self._ignore_missing(self._link.condition, rows, conditions),
+        }
         for logto_id, is_linked in conditions.items():
             if isinstance(is_linked, Exception):
                 links[logto_id] = is_linked
-                continue
-            if logto_id in missing:
                 continue
             query = sa.select(*self._columns).where(self._is_free, is_linked).limit(2)
             if found := list(self._run(query).mappings()):
@@ -137,20 +144,20 @@ class LinkFinder:
                 self._conditions[logto_id] = is_linked
         return candidates
 
-    def _find_missing_values(
+    def _ignore_missing(
         self,
         condition: Callable[[Any], sa.ColumnElement[bool]],
         rows: Mapping[str, Any],
         conditions: Mapping[str, Any],
-    ) -> set[str]:
-        """Return the records whose condition compares a column with a value that they don't have.
-        That is IS NULL in SQL, and would find the rows of others who lack it, too. To tell it from
-        an IS NULL that the function always has, such as `deleted_at.is_(None)`, the function is
-        called with a record that has all values."""
-        counts = {id_: n for id_, part in conditions.items() if (n := _count_nulls(part))}
-        complete = {id_: _complete(rows[id_]) for id_ in counts}
+    ) -> dict[str, sa.ColumnElement[bool]]:
+        """Return the conditions that compare a column with a value that the record lacks, with
+        comparisons that are never true. SQLAlchemy makes IS NULL of them, which would find the rows
+        of others who lack it, too. To tell them from an IS NULL that the function always has, such
+        as `deleted_at.is_(None)`, the function is called with a record that has all values."""
+        nulls = {id_: part for id_, part in conditions.items() if _has_nulls(part)}
+        complete = {id_: _complete(rows[id_]) for id_ in nulls}
         always = self._call(condition, complete) if complete else {}
-        return {id_ for id_, count in counts.items() if count > _count_nulls(always[id_])}
+        return {id_: _compare_with_null(part, always[id_]) for id_, part in nulls.items()}
 
     def _find_by_value(self, rows: dict[str, Any], links: Links) -> dict[str, list[sa.RowMapping]]:
         column, read = self._link.column, self._link.read
@@ -365,16 +372,45 @@ def _complete(row: Any) -> Any:
     )
 
 
-def _count_nulls(condition: Any) -> int:
-    """Count the comparisons of a condition that are true for NULL."""
-    if not isinstance(condition, sa.ClauseElement):
-        return 0
-    return sum(
+def _is_null(part: Any) -> bool:
+    """Whether a part of a condition is a comparison with NULL that is true or false, not NULL."""
+    return (
         isinstance(part, sa.BinaryExpression)
-        and part.operator in (operators.is_, operators.is_not_distinct_from)
+        and part.operator in _NULL_COMPARISONS
         and isinstance(part.right, sa.Null)
-        for part in visitors.iterate(condition)
     )
+
+
+def _has_nulls(condition: Any) -> bool:
+    return isinstance(condition, sa.ClauseElement) and any(
+        map(_is_null, visitors.iterate(condition))
+    )
+
+
+def _compare_with_null(condition: sa.ColumnElement[bool], always: Any) -> sa.ColumnElement[bool]:
+    """Return a condition with `= NULL` instead of each comparison with NULL that isn't in `always`,
+    which the function returns for a record that has all values. If that has other parts, it can't
+    be told which comparisons these are, so nothing meets the condition."""
+    parts = list(visitors.iterate(condition))
+    others = list(visitors.iterate(always)) if isinstance(always, sa.ClauseElement) else []
+    if list(map(_kind_of, parts)) != list(map(_kind_of, others)):
+        return sa.false()
+    missing = {
+        id(part)
+        for part, other in zip(parts, others, strict=True)
+        if _is_null(part) and not _is_null(other)
+    }
+
+    def replace_missing(element: Any, **_: Any) -> Any:
+        if id(element) not in missing:
+            return None
+        return sa.BinaryExpression(element.left, sa.null(), operators.eq, type_=sa.Boolean())
+
+    return visitors.replacement_traverse(condition, {}, replace_missing)
+
+
+def _kind_of(part: Any) -> type:
+    return sa.Null if isinstance(part, sa.BindParameter) else type(part)
 
 
 def _values_of(row: sa.RowMapping, columns: Iterable[sa.Column[Any]]) -> list[Any]:
