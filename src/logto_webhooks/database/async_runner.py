@@ -54,6 +54,7 @@ from logto_webhooks.database.store import LOCK_S, STATEMENT_S, Project, Store
 from logto_webhooks.database.threads import DetachedCall, GreenletBridge
 
 T = TypeVar("T")
+CUT_ALL_S: Final = 5.0  # to cut off connections, which takes long only on a very slow machine
 ROLLBACK_S: Final = 8.0  # for the server to answer, which may be silent
 PAUSE_S: Final = 1.0  # before each statement of an abandoned coroutine, which fails
 
@@ -212,8 +213,8 @@ class AsyncRunner:
         if await _finish_within(CLOSE_S, own.dispose()):
             return
         if self._refresher:
-            self._refresher.refresh()
-        await _finish_within(CLOSE_S, own.dispose())
+            self._refresher.refresh()  # so that none is waited for
+        await _finish_within(CUT_ALL_S, own.dispose())
 
     async def _run(self, work: Callable[[Store], T], held: HeldConnection) -> T:
         async with self._begin(self._our_engine()) as connection:

@@ -130,10 +130,7 @@ class LinkFinder:
         assert self._link.condition is not None
         candidates = {}
         conditions = self._call(self._link.condition, rows)
-        conditions = {
-            **conditions,
-            **self._ignore_missing(self._link.condition, rows, conditions),
-        }
+        conditions = self._ignore_missing(self._link.condition, rows, conditions)
         for logto_id, is_linked in conditions.items():
             if isinstance(is_linked, Exception):
                 links[logto_id] = is_linked
@@ -149,15 +146,16 @@ class LinkFinder:
         condition: Callable[[Any], sa.ColumnElement[bool]],
         rows: Mapping[str, Any],
         conditions: Mapping[str, Any],
-    ) -> dict[str, sa.ColumnElement[bool]]:
-        """Return the conditions that compare a column with a value that the record lacks, with
-        comparisons that are never true. SQLAlchemy makes IS NULL of them, which would find the rows
-        of others who lack it, too. To tell them from an IS NULL that the function always has, such
-        as `deleted_at.is_(None)`, the function is called with a record that has all values."""
+    ) -> Mapping[str, Any]:
+        """Return the conditions, in which comparisons of a column with a value that the record
+        lacks are never true. SQLAlchemy makes IS NULL of them, which would find the rows of others
+        who lack it, too. To tell them from an IS NULL that the function always has, such as
+        `deleted_at.is_(None)`, the function is called with a record that has all values."""
         nulls = {id_: part for id_, part in conditions.items() if _has_nulls(part)}
         complete = {id_: _complete(rows[id_]) for id_ in nulls}
         always = self._call(condition, complete) if complete else {}
-        return {id_: _compare_with_null(part, always[id_]) for id_, part in nulls.items()}
+        compared = {id_: _compare_with_null(part, always[id_]) for id_, part in nulls.items()}
+        return {**conditions, **compared}
 
     def _find_by_value(self, rows: dict[str, Any], links: Links) -> dict[str, list[sa.RowMapping]]:
         column, read = self._link.column, self._link.read
