@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from logto_webhooks.errors import MapFileInvalid
 from logto_webhooks.mapping import Mappings
-from logto_webhooks.mapping.database_keys import read_cascades
+from logto_webhooks.mapping.cascades import read_cascades
 from logto_webhooks.mapping.declare import declare_entities
 from logto_webhooks.mapping.declare_pairs import declare_members, declare_user_roles
 from logto_webhooks.mapping.file import map_tables, parse_map_file

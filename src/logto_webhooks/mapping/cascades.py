@@ -7,10 +7,17 @@ from typing import Final, NamedTuple
 
 import sqlalchemy as sa
 from msgspec import Struct
+from msgspec.structs import replace
 
 from logto_webhooks.errors import InvalidMapping
 from logto_webhooks.mapping.declare import EntityMapping
 from logto_webhooks.mapping.declare_pairs import PairMapping
+from logto_webhooks.mapping.references import (
+    Reference,
+    enforces_references,
+    find_name,
+    read_references,
+)
 
 OneMapping = EntityMapping | PairMapping
 
@@ -19,18 +26,6 @@ _DELETING: Final = f"ON DELETE {_CASCADE}"
 _EMPTYING: Final = ("SET NULL", "SET DEFAULT")
 _DEFAULT_SCHEMAS: Final = (None, "public", "main")  # one object may name it, and another not
 _ENDS: Final = frozenset({"organization", "user"})
-
-
-class Reference(Struct, frozen=True, kw_only=True):
-    """A foreign key: the names of its table and columns, and of those to which it refers. The names
-    of tables are only compared with each other."""
-
-    child: str
-    columns: tuple[str, ...]
-    parent: str
-    referred: tuple[str, ...]
-    on_delete: str
-    on_update: str
 
 
 class Harm(Struct, frozen=True):
@@ -56,6 +51,21 @@ def check_cascades(mappings: Sequence[OneMapping]) -> None:
     references = list_declared([mapping.table for mapping in mappings])
     for harm in Cascades(references, mapped).list_harms():
         raise InvalidMapping(table=harm.mapping.name, problem=explain_harm(harm))
+
+
+def read_cascades(connection: sa.Connection, mappings: Sequence[OneMapping]) -> Cascades:
+    """Read what the database's foreign keys do to the rows of mappings."""
+    mapped = {
+        name: mapping
+        for mapping in mappings
+        if (name := find_name(connection, mapping.table)) is not None
+    }
+    references = read_references(connection) if enforces_references(connection) else []
+    if connection.dialect.name == "sqlite":
+        references = [
+            replace(own, child=own.child.lower(), parent=own.parent.lower()) for own in references
+        ]
+    return Cascades(references, mapped)
 
 
 class Cascades:

@@ -569,7 +569,7 @@ class EntityWriter(TableWriter):
             self._write_ring(ring, make_placeholder)
         except RowRejected:
             # Other rows would lose what they refer to.
-            is_followed = follows_updates(self._connection, self.table, self._schemas)
+            is_followed = follows_updates(self._connection, self.table)
             if is_followed or not self._limits.can_go_on:
                 raise
             self._write_ring(ring, make_null)

@@ -22,8 +22,7 @@ from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.store import Store
 from logto_webhooks.errors import InvalidMapping, MapFileInvalid, SettingInvalid
 from logto_webhooks.mapping import Mappings
-from logto_webhooks.mapping.cascades import OneMapping, explain_harm
-from logto_webhooks.mapping.database_keys import read_cascades
+from logto_webhooks.mapping.cascades import OneMapping, explain_harm, read_cascades
 from logto_webhooks.mapping.declare import ROW_TYPES as ENTITY_ROWS
 from logto_webhooks.mapping.declare import EntityMapping, MappedKind, declare_entities
 from logto_webhooks.mapping.declare_pairs import ROW_TYPES as PAIR_ROWS

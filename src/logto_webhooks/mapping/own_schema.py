@@ -12,8 +12,7 @@ from msgspec import Struct
 from logto_webhooks.database.sessions import APP_SCHEMAS
 from logto_webhooks.database.store import Store
 from logto_webhooks.mapping import Mappings
-from logto_webhooks.mapping.cascades import describe_in_database
-from logto_webhooks.mapping.database_keys import read_cascades
+from logto_webhooks.mapping.cascades import describe_in_database, read_cascades
 from logto_webhooks.mapping.declare import EntityMapping
 from logto_webhooks.mapping.declare_pairs import PairMapping, RoleEnd
 from logto_webhooks.mapping.own_tables import list_unique

@@ -41,7 +41,7 @@ from logto_webhooks.mapping.deletions import DeletionGuard
 from logto_webhooks.mapping.ends import Former
 from logto_webhooks.mapping.functions import NOT_CALLED, NotCalled, NotEvaluated, TooSlow
 from logto_webhooks.mapping.primary_keys import describe_null, make_conditions
-from logto_webhooks.mapping.references import ForeignKey, find_referring, list_foreign_keys
+from logto_webhooks.mapping.references import Reference, find_referring, list_references
 from logto_webhooks.mapping.row_limits import RowLimits, find_refusal
 from logto_webhooks.mapping.sources import describe_raised, find_misfit
 
@@ -138,7 +138,7 @@ class TableWriter(ABC):
         self._inserted: dict[str, str] = {}  # primary keys of new rows, as text
         self._limits = limits or RowLimits(connection)
         self._has_functions = mapping.has_functions
-        self._foreign_keys: list[ForeignKey] | None = None  # that refer to it in SQLite
+        self._references: list[Reference] | None = None  # to it in SQLite
         self._has_conflict_clause: bool | None = None  # of a constraint; unknown yet
 
     def _call(
@@ -300,8 +300,8 @@ class TableWriter(ABC):
         doesn't."""
         if self._connection.dialect.name != "sqlite" or not plans:
             return {}
-        if self._foreign_keys is None:
-            self._foreign_keys = list_foreign_keys(self._connection, self.table)
+        if self._references is None:
+            self._references = list_references(self._connection, self.table)
         groups: dict[tuple[str, ...] | None, list[tuple[tuple[Any, ...], PlannedRow]]] = {}
         for plan in plans:
             if plan.deleted_key:
@@ -313,7 +313,7 @@ class TableWriter(ABC):
         for columns, group in groups.items():
             keys = [key for key, _ in group]
             problems = find_referring(
-                self._connection, self._run, self.table, self._foreign_keys, keys, columns
+                self._connection, self._run, self.table, self._references, keys, columns
             )
             for key, plan in group:
                 if key in problems:
