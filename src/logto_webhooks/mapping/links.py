@@ -9,25 +9,17 @@ from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 from msgspec import Struct
-from msgspec.structs import replace
-from sqlalchemy.sql import operators, visitors
 
 from logto_webhooks.database.mapped_rows import StateStore, encode_id
 from logto_webhooks.mapping.apply_run import SeenRows
 from logto_webhooks.mapping.declare import EntityMapping, Link, Read
 from logto_webhooks.mapping.functions import NotEvaluated
 from logto_webhooks.mapping.mirror import find_doubtful, read_rows
+from logto_webhooks.mapping.missing_values import MissingValues
 from logto_webhooks.mapping.primary_keys import describe_null, make_conditions
 from logto_webhooks.mapping.sources import RAISED
 
 _LINK: Final = "logto_webhooks_link"
-_ANY_TEXT: Final = "logto_webhooks"
-_NULL_COMPARISONS: Final = (
-    operators.is_,
-    operators.is_not,
-    operators.is_not_distinct_from,
-    operators.is_distinct_from,
-)
 _TO_LOWER: Final = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
@@ -130,8 +122,9 @@ class LinkFinder:
         assert self._link.condition is not None
         candidates = {}
         conditions = self._call(self._link.condition, rows)
-        conditions = self._ignore_missing(self._link.condition, rows, conditions)
-        for logto_id, is_linked in conditions.items():
+        missing_values = MissingValues(self._link.condition, self._call)
+        for logto_id, condition in conditions.items():
+            is_linked = missing_values.ignore(rows[logto_id], condition)
             if isinstance(is_linked, Exception):
                 links[logto_id] = is_linked
                 continue
@@ -140,22 +133,6 @@ class LinkFinder:
                 candidates[logto_id] = found
                 self._conditions[logto_id] = is_linked
         return candidates
-
-    def _ignore_missing(
-        self,
-        condition: Callable[[Any], sa.ColumnElement[bool]],
-        rows: Mapping[str, Any],
-        conditions: Mapping[str, Any],
-    ) -> Mapping[str, Any]:
-        """Return the conditions, in which comparisons of a column with a value that the record
-        lacks are never true. SQLAlchemy makes IS NULL of them, which would find the rows of others
-        who lack it, too. To tell them from an IS NULL that the function always has, such as
-        `deleted_at.is_(None)`, the function is called with a record that has all values."""
-        nulls = {id_: part for id_, part in conditions.items() if _has_nulls(part)}
-        complete = {id_: _complete(rows[id_]) for id_ in nulls}
-        always = self._call(condition, complete) if complete else {}
-        compared = {id_: _compare_with_null(part, always[id_]) for id_, part in nulls.items()}
-        return {**conditions, **compared}
 
     def _find_by_value(self, rows: dict[str, Any], links: Links) -> dict[str, list[sa.RowMapping]]:
         column, read = self._link.column, self._link.read
@@ -344,71 +321,6 @@ class LinkFinder:
 
     def _id_of(self, row: sa.RowMapping) -> str:
         return encode_id(_values_of(row, self._mapping.primary_key))
-
-
-class _Complete(dict[str, Any]):
-    """A dictionary that seems to have a text, or what is given as default, for each name."""
-
-    def __getitem__(self, name: str) -> Any:
-        return self.get(name)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """Return the value; another one if there is none."""
-        value = super().get(name)
-        if value is None:
-            value = _ANY_TEXT if default is None else default
-        return _Complete(value) if isinstance(value, dict) else value
-
-
-def _complete(row: Any) -> Any:
-    """Return a row of the mirror with a value in each field."""
-    values = {name: getattr(row, name) for name in row.__struct_fields__}
-    return replace(
-        row,
-        **{name: _ANY_TEXT for name, value in values.items() if value is None},
-        **{name: _Complete(value) for name, value in values.items() if isinstance(value, dict)},
-    )
-
-
-def _is_null(part: Any) -> bool:
-    """Whether a part of a condition is a comparison with NULL that is true or false, not NULL."""
-    return (
-        isinstance(part, sa.BinaryExpression)
-        and part.operator in _NULL_COMPARISONS
-        and isinstance(part.right, sa.Null)
-    )
-
-
-def _has_nulls(condition: Any) -> bool:
-    return isinstance(condition, sa.ClauseElement) and any(
-        map(_is_null, visitors.iterate(condition))
-    )
-
-
-def _compare_with_null(condition: sa.ColumnElement[bool], always: Any) -> sa.ColumnElement[bool]:
-    """Return a condition with `= NULL` instead of each comparison with NULL that isn't in `always`,
-    which the function returns for a record that has all values. If that has other parts, it can't
-    be told which comparisons these are, so nothing meets the condition."""
-    parts = list(visitors.iterate(condition))
-    others = list(visitors.iterate(always)) if isinstance(always, sa.ClauseElement) else []
-    if list(map(_kind_of, parts)) != list(map(_kind_of, others)):
-        return sa.false()
-    missing = {
-        id(part)
-        for part, other in zip(parts, others, strict=True)
-        if _is_null(part) and not _is_null(other)
-    }
-
-    def replace_missing(element: Any, **_: Any) -> Any:
-        if id(element) not in missing:
-            return None
-        return sa.BinaryExpression(element.left, sa.null(), operators.eq, type_=sa.Boolean())
-
-    return visitors.replacement_traverse(condition, {}, replace_missing)
-
-
-def _kind_of(part: Any) -> type:
-    return sa.Null if isinstance(part, sa.BindParameter) else type(part)
 
 
 def _values_of(row: sa.RowMapping, columns: Iterable[sa.Column[Any]]) -> list[Any]:

@@ -1,0 +1,123 @@
+"""Comparisons with values that a record lacks find nobody; an IS NULL that is meant stays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from msgspec import Struct
+
+from logto_webhooks.mapping.missing_values import CannotTell, MissingValues
+
+own = sa.table(
+    "own",
+    *[sa.column(name, sa.Text()) for name in ("email", "phone", "legacy", "deleted")],
+).c
+
+
+class User(Struct):
+    """A row of the mirror that lacks nearly everything."""
+
+    email: str | None = None
+    phone: str | None = None
+    custom_data: dict[str, Any] = {}
+    identities: dict[str, Any] = {}
+
+
+def call(function: Callable[[Any], Any], rows: Mapping[str, Any]) -> dict[str, Any]:
+    results: dict[str, Any] = {}
+    for name, row in rows.items():
+        try:
+            results[name] = function(row)
+        except Exception as error:
+            results[name] = error
+    return results
+
+
+def describe(condition: Any) -> str:
+    text = str(condition.compile(compile_kwargs={"literal_binds": True}))
+    return text.replace("own.", "").replace("\n", "")
+
+
+def by_email_or_else_phone(user: User) -> Any:
+    if user.email:
+        return sa.and_(own.deleted.is_(None), own.email == user.email)
+    return sa.and_(own.phone == user.phone, own.deleted.is_(None))
+
+
+def by_legacy_id_or_else_email(user: User) -> Any:
+    if user.custom_data.get("legacy"):
+        return own.legacy == user.custom_data["legacy"]
+    return sa.and_(own.email == user.email, own.deleted.is_(None))
+
+
+def by_number(user: User) -> Any:
+    legacy = user.custom_data.get("legacy")
+    number = None if legacy is None else int(legacy)
+    return sa.and_(own.legacy == number, own.deleted.is_(None))
+
+
+def by_identity(user: User) -> Any:
+    google = user.identities.get("google") or {}
+    return sa.or_(own.email == user.email, own.legacy == google.get("userId"))
+
+
+def by_nested(user: User) -> Any:
+    return own.legacy == user.custom_data.get("old", {}).get("id")
+
+
+def with_more_if_known(user: User) -> Any:
+    condition = own.phone == user.phone
+    return sa.and_(condition, own.deleted.is_(None)) if user.phone else condition
+
+
+@pytest.mark.parametrize(
+    ("function", "user", "says"),
+    [
+        (lambda user: own.phone == user.phone, User(), "phone = NULL"),
+        (lambda user: own.phone != user.phone, User(), "phone = NULL"),
+        (
+            lambda user: sa.or_(own.email == user.email, own.phone == user.phone),
+            User(email="a"),
+            "email = 'a' OR phone = NULL",
+        ),
+        (
+            lambda user: sa.and_(own.email == user.email, own.deleted.is_(None)),
+            User(email="a"),
+            "email = 'a' AND deleted IS NULL",
+        ),
+        (
+            lambda user: sa.exists().where(own.email == user.email, own.deleted.is_(None)),
+            User(),
+            "EXISTS (SELECT * FROM own WHERE email = NULL AND deleted IS NULL)",
+        ),
+        (by_email_or_else_phone, User(), "phone = NULL AND deleted IS NULL"),
+        (by_email_or_else_phone, User(email="a"), "deleted IS NULL AND email = 'a'"),
+        (by_email_or_else_phone, User(phone="1"), "phone = '1' AND deleted IS NULL"),
+        (by_legacy_id_or_else_email, User(email="a"), "email = 'a' AND deleted IS NULL"),
+        (by_number, User(), "legacy = NULL AND deleted IS NULL"),
+        (by_identity, User(email="a"), "email = 'a' OR legacy = NULL"),
+        (by_nested, User(), "legacy = NULL"),
+        (by_nested, User(custom_data={"old": {"id": None}}), "legacy = NULL"),
+        (with_more_if_known, User(), "phone = NULL"),
+    ],
+)
+def test_a_missing_value_is_never_equal(
+    function: Callable[[User], Any], user: User, says: str
+) -> None:
+    """Whatever branches the function has, and what it converts."""
+    condition = MissingValues(function, call).ignore(user, function(user))
+    assert describe(condition) == says
+
+
+def test_what_cannot_be_told_is_said() -> None:
+    def by_weekday(user: User) -> Any:
+        weekdays = {"Monday": "1"}
+        phone = user.phone and weekdays[user.phone]
+        return own.phone == phone
+
+    said = MissingValues(by_weekday, call).ignore(User(), by_weekday(User()))
+    assert isinstance(said, CannotTell)
+    assert "fails if phone has a value" in str(said)
