@@ -209,12 +209,15 @@ class AsyncRunner:
         if self._is_of_test or self._ours.own is None:
             return
         own = AsyncEngine(self._ours.own)
-        close_returned(own.pool)
-        if await _finish_within(CLOSE_S, own.dispose()):
-            return
-        if self._refresher:
-            self._refresher.refresh()  # so that none is waited for
-        await _finish_within(CUT_ALL_S, own.dispose())
+        pool = self._ours.own.pool
+        try:
+            if await _finish_within(CLOSE_S, own.dispose()):
+                return
+            if self._refresher:
+                self._refresher.refresh()  # so that none is waited for
+            await _finish_within(CUT_ALL_S, own.dispose())
+        finally:
+            close_returned(pool)
 
     async def _run(self, work: Callable[[Store], T], held: HeldConnection) -> T:
         async with self._begin(self._our_engine()) as connection:

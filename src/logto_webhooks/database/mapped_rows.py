@@ -831,8 +831,16 @@ class StateStore:
         deleted_at = now() if count else LONG_AGO
         self._connection.execute(statement.values(deleted_at=deleted_at), {"ids": list(ids)})
 
+    def forget_deletions(self, ids: Collection[str]) -> None:
+        """Forget that the rows of records were unlinked: they have them again."""
+        statement = sa.update(mapped_rows).where(
+            mapped_rows.c.mapping == self._mapping, among(mapped_rows.c.logto_id, "ids")
+        )
+        self._connection.execute(statement.values(deleted_at=None), {"ids": list(ids)})
+
     def find_deleted(self, ids: Collection[str]) -> set[str]:
-        """Return those of the records whose rows were deleted, or unlinked, at some time."""
+        """Return those of the records whose rows were deleted, or unlinked, and that haven't got
+        them back."""
         query = sa.select(mapped_rows.c.logto_id).where(
             mapped_rows.c.mapping == self._mapping,
             among(mapped_rows.c.logto_id, "ids"),

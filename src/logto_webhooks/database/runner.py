@@ -429,8 +429,8 @@ class OurEngine:
 
 
 def close_returned(pool: sa.Pool) -> None:
-    """Let connections that are in use when their pool is disposed of be closed when they return:
-    nobody else would close them. Call it before `dispose`, else one may return in between."""
+    """Let connections that were in use when their pool was disposed of be closed when they return:
+    nobody else would close them. Before `dispose`, the next pool would take over the listener."""
 
     def close(connection: Any, record: Any) -> None:
         if connection is not None:
@@ -563,8 +563,10 @@ class ThreadRunner:
         if self._acceptor is not self._writer:
             self._acceptor.close(CLOSE_S)
         if (own := self._ours.own) is not None:
-            close_returned(own.pool)
+            pool = own.pool
             own.dispose()
+            close_returned(pool)
+            pool.dispose()  # of those that returned in between
 
     async def _within(
         self,

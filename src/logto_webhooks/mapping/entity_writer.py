@@ -143,6 +143,8 @@ class EntityWriter(TableWriter):
         self._save(states.values(), stored)
         self.results += [(self._planned[i], state) for i, state in states.items()]
         done = [self._planned[i] for i, state in states.items() if state.state == "ok"]
+        if back := [p.logto_id for p in done if _has_former(p, stored.get(p.logto_id))]:
+            self._states.forget_deletions(back)
         self.came |= find_new_rows(states, stored, self._planned)
         if self._rehearsal is not None:
             self._claim(done, self._rehearsal)
@@ -690,6 +692,11 @@ class EntityWriter(TableWriter):
 
 def _is_written(state: RowState | None) -> bool:
     return state is not None and state.row_id is not None and state.state != "waiting"
+
+
+def _has_former(plan: PlannedRow, stored: RowState | None) -> bool:
+    """Whether a record gets the row back from which it was unlinked."""
+    return plan.links and stored is not None and stored.row_id == _id_of(plan)
 
 
 def is_compared(state: RowState) -> bool:

@@ -14,7 +14,7 @@ from logto_webhooks.database.mapped_rows import StateStore, encode_id
 from logto_webhooks.mapping.apply_run import SeenRows
 from logto_webhooks.mapping.declare import EntityMapping, Link, Read
 from logto_webhooks.mapping.functions import NotEvaluated
-from logto_webhooks.mapping.mirror import find_doubtful, read_rows
+from logto_webhooks.mapping.mirror import find_doubtful
 from logto_webhooks.mapping.missing_values import MissingValues
 from logto_webhooks.mapping.primary_keys import describe_null, make_conditions
 from logto_webhooks.mapping.sources import RAISED
@@ -195,7 +195,7 @@ class LinkFinder:
         wanted_by = self._states.find_wanting(row_ids, _WANTING, RAISED) if row_ids else {}
         for logto_id, row_id in wanted.items():
             wanted_by.setdefault(row_id, set()).add(logto_id)
-        living = self._find_living(owners, wanted)
+        not_unlinked = self._find_not_unlinked(owners, wanted)
         chosen: dict[str, sa.RowMapping | NoLink] = {}
         for logto_id, rows in candidates.items():
             if len(rows) > 1:
@@ -210,26 +210,24 @@ class LinkFinder:
                 chosen[logto_id] = NoLink(SHARED, blocked_by=row_id)
             elif owners.get(row_id, {logto_id}) == {logto_id}:
                 chosen[logto_id] = rows[0] if self._can_hold_key(rows[0]) else _NO_OBJECT
-            elif not living.isdisjoint(owners[row_id] - {logto_id}):
+            elif not not_unlinked.isdisjoint(owners[row_id] - {logto_id}):
                 chosen[logto_id] = NoLink(OF_ANOTHER, blocked_by=row_id)
         return chosen
 
-    def _find_living(self, owners: Mapping[str, set[str]], wanted: Mapping[str, str]) -> set[str]:
-        """Return which former owners of the wanted rows are living, and were never unlinked. The
-        application has emptied the key of such a row itself, or given its primary key to another
-        row, as when it imports the table anew: only it knows whose the row is. One that was
-        unlinked stays as it is."""
+    def _find_not_unlinked(
+        self, owners: Mapping[str, set[str]], wanted: Mapping[str, str]
+    ) -> set[str]:
+        """Return which former owners of the wanted rows were never unlinked. The application has
+        emptied the key of such a row itself, or given its primary key to another row, as when it
+        imports the table anew: only it knows whose the row is. One that was unlinked stays as it
+        is."""
         others = {
             owner
             for logto_id, row_id in wanted.items()
             for owner in owners.get(row_id, set())
             if owner != logto_id
         }
-        if not others:
-            return set()
-        rows = read_rows(self._connection, self._mapping.kind, others)
-        living = {id_ for id_, row in rows.items() if row.deleted_at is None}
-        return living - self._states.find_deleted(living)
+        return others - self._states.find_deleted(others) if others else set()
 
     def _note_wanted(self, candidates: dict[str, list[sa.RowMapping]], seen: SeenRows) -> None:
         wanted: dict[str, list[str]] = {}

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from collections.abc import Callable
+from typing import Any, Final, Literal, TypeVar
 
 import sqlalchemy as sa
 from msgspec import Struct
 
 from logto_webhooks.database.mapped_rows import RowState, StateStore, decode_ids
-from logto_webhooks.mapping.declare import EntityMapping
+from logto_webhooks.mapping.declare import EntityMapping, OwnValues
 from logto_webhooks.mapping.functions import SHARED_S, FunctionCaller
 from logto_webhooks.mapping.mirror import read_rows
-from logto_webhooks.mapping.primary_keys import describe_several
+from logto_webhooks.mapping.primary_keys import describe_several, may_be_reused
 from logto_webhooks.mapping.sources import describe_raised
 
+T = TypeVar("T")
 _DELETED_HERE: Final = "it was deleted here; `logto-webhooks mapping apply` writes it again"
 
 
@@ -21,12 +23,14 @@ class OwnRow(Struct, frozen=True, kw_only=True):
     """Whether a record's own row is `here`, `waits` for the `reason`, or is `absent`: then none
     will be written. If it is `here`, the `reason` is for the case that the application deleted it.
 
-    `primary_key` is set if the row no longer has Logto's id, because the record was deleted.
+    `primary_key` is set if the row no longer has Logto's id, because the record was deleted. If
+    another row may have it by now, `texts` are what the row was written with.
     """
 
     state: Literal["here", "waits", "absent"]
     reason: str = ""
     primary_key: tuple[Any, ...] | None = None
+    texts: dict[str, str] = {}
     is_known: bool = True  # whether the mirror has the record
     is_deleted: bool = False  # whether the record was deleted in Logto
 
@@ -42,10 +46,13 @@ def find_own_row(connection: sa.Connection, mapping: EntityMapping, logto_id: st
     is_deleted = row.deleted_at is not None
     row_id = None if stored is None else stored.row_id
     primary_key = None
+    texts: dict[str, str] = {}
     if stored is not None and row_id is not None and is_deleted:
         if mapping.when_deleted == "unlink" and states.find_deleted([logto_id]):
             decoded = decode_ids([row_id], mapping.primary_key, connection.dialect)
             primary_key = decoded.get(row_id)
+            if may_be_reused(mapping.primary_key, connection.dialect):
+                texts = _read_texts(mapping, row)
         elif mapping.when_deleted == "unlink" and stored.is_settled:
             row_id = None  # the application deleted the row, so another one may have its key
     if stored is not None and row_id is not None:
@@ -53,12 +60,27 @@ def find_own_row(connection: sa.Connection, mapping: EntityMapping, logto_id: st
             state="here",
             reason=_explain_deletion(mapping, stored),
             primary_key=primary_key,
+            texts=texts,
             is_deleted=is_deleted,
         )
     if is_deleted:
         reason = f"the {mapping.kind} was deleted in Logto"
         return OwnRow(state="absent", reason=reason, is_deleted=True)
     return _explain_absence(mapping, logto_id, row, stored)
+
+
+def _read_texts(mapping: EntityMapping, row: Any) -> dict[str, str]:
+    """Return the texts with which a record's row was written."""
+    evaluated = _call(mapping, mapping.evaluate, row)
+    columns = evaluated.columns if isinstance(evaluated, OwnValues) else {}
+    return {name: value for name, value in columns.items() if isinstance(value, str)}
+
+
+def _call(mapping: EntityMapping, function: Callable[[Any], T], row: Any) -> T | Exception:
+    """Call functions of the application, within a time limit."""
+    if not mapping.has_functions:
+        return function(row)
+    return FunctionCaller(SHARED_S).call(mapping.name, function, {"": row})[""]
 
 
 def _explain_deletion(mapping: EntityMapping, stored: RowState) -> str:
@@ -73,10 +95,7 @@ def _explain_absence(
 ) -> OwnRow:
     if stored is not None and not stored.is_settled:
         return OwnRow(state="waits", reason=stored.reason or stored.state)
-    is_wanted: bool | Exception = True
-    if mapping.has_functions:
-        called = FunctionCaller(SHARED_S).call(mapping.name, mapping.where, {logto_id: row})
-        is_wanted = called[logto_id]
+    is_wanted = _call(mapping, mapping.where, row)
     if isinstance(is_wanted, Exception):
         return OwnRow(state="waits", reason=describe_raised(is_wanted))
     if not is_wanted:
@@ -100,4 +119,6 @@ def select_own(mapping: EntityMapping, target: Any, logto_id: str, row: OwnRow) 
     query = query.where(sa.or_(key.is_(None), key == logto_id))
     for column, value in zip(mapping.primary_key, row.primary_key, strict=True):
         query = query.where(column == value)
+    for name, text in row.texts.items():
+        query = query.where(mapping.table.c[name] == text)
     return query

@@ -12,7 +12,12 @@ from logto_webhooks.mapping.apply_run import ApplyRun
 from logto_webhooks.mapping.declare_pairs import End, PairMapping, RoleEnd
 from logto_webhooks.mapping.ends import EndValues, Former, NoValue
 from logto_webhooks.mapping.mirror import Pair
-from logto_webhooks.mapping.primary_keys import AT_ONCE, describe_several, make_conditions
+from logto_webhooks.mapping.primary_keys import (
+    AT_ONCE,
+    describe_several,
+    make_conditions,
+    may_be_reused,
+)
 from logto_webhooks.records.record import Key
 
 Values = tuple[Any, ...]  # of the columns of a row's ends
@@ -121,10 +126,12 @@ class PairRows:
         complete = {i: ends for i, ends in known.items() if len(ends) == len(self._ends)}
         return self.find_of(self._resolve(complete))
 
-    def find_written(self, states: Collection[RowState]) -> dict[str, sa.RowMapping]:
+    def find_written(
+        self, states: Collection[RowState], *, over: bool = False
+    ) -> dict[str, sa.RowMapping]:
         """Find the rows of pairs that have the ends with which they were written, and that are of
         nobody else now. The application may have given a row to others; and a database can use
-        a primary key again, so that tells nothing."""
+        a primary key again, so that tells nothing. `over`: whether the pairs are over."""
         ends_of = {s.logto_id: s.ends for s in states if s.ends is not None}
         decoded = decode_ids(ends_of.values(), self.columns, self._dialect)
         own_rows = self.find(list(decoded.values()))
@@ -134,7 +141,12 @@ class PairRows:
         ends_before = {id_: ends for id_, (ends, _) in there.items()}
         of_others = self._find_given_away(ends_before, states) if there else ()
         written = {id_: row for id_, (_, row) in there.items() if id_ not in of_others}
-        return written | self._find_emptied([s for s in states if s.logto_id not in there])
+        others = [state for state in states if state.logto_id not in there]
+        if may_be_reused(self._primary_key, self._dialect):
+            # Another row that isn't anybody's, such as an invitation, may have the primary key. But
+            # if its deletion was refused, the row was there, and we may have deleted its user's.
+            others = [state for state in others if over and not state.is_settled]
+        return written | self._find_emptied(others)
 
     def _find_emptied(self, states: Collection[RowState]) -> dict[str, sa.RowMapping]:
         """Find the rows of pairs by their primary keys, in which ON DELETE SET NULL has emptied an

@@ -176,8 +176,8 @@ class PairWriter(TableWriter):
     ) -> set[str]:
         """Delete the rows of pairs that are over, unless `new` pairs want them. Return the pairs
         that have none any more."""
+        rows = self._rows.find_written(over, over=True)
         over = [replace(state, state="ok", reason=None, blocked_by=None) for state in over]
-        rows = self._rows.find_written(over)
         # The application may have deleted the row, and inserted it again with other values.
         others = [s for s in over if s.logto_id not in rows and s.row_id is not None]
         rows |= self._rows.find_by_states(others)

@@ -25,6 +25,13 @@ def make_conditions(
             yield sa.tuple_(*columns).in_(some)
 
 
+def may_be_reused(columns: Sequence[sa.Column[Any]], dialect: sa.Dialect) -> bool:
+    """Whether the database may give the primary key of a deleted row to a new one, as SQLite does
+    with the greatest one."""
+    is_generated = len(columns) == 1 and isinstance(columns[0].type, sa.Integer)
+    return dialect.name == "sqlite" and is_generated
+
+
 def describe_null(columns: Iterable[sa.Column[Any]]) -> str:
     """Say what is wrong with a row whose primary key has a NULL, as SQLite allows."""
     names = ", ".join(column.name for column in columns)
