@@ -21,7 +21,7 @@ IS_LIVE = sa.text("active")
 class SoftDeleting(Application):
     """Only rows that are active have an email of their own; names differ by an expression."""
 
-    def __init__(self, kind: StoreKind, folder: Path, *indexes: sa.Index) -> None:
+    def __init__(self, kind: StoreKind, folder: Path, *unique: sa.Index | sa.Column[str]) -> None:
         super().__init__(kind, folder)
         metadata = sa.MetaData(schema=self.metadata.schema)
         self.users = sa.Table(
@@ -33,7 +33,7 @@ class SoftDeleting(Application):
             sa.Column("first_name", sa.Text),
             sa.Column("plan", sa.Text, nullable=False),
             sa.Column("active", sa.Boolean, nullable=False),
-            *indexes,
+            *unique,
         )
         self.members = sa.Table(
             "people_of_teams",
@@ -141,6 +141,49 @@ def test_a_unique_value_that_is_filled_in_can_be_anothers(kind: StoreKind, tmp_p
         await application.close()
 
     asyncio.run(live())
+
+
+def of_lower() -> sa.Index:
+    return sa.Index("live_emails", sa.text("lower(email)"), unique=True)
+
+
+def generated() -> sa.Column[str]:
+    return sa.Column("login", sa.Text, sa.Computed("lower(email)", persisted=True), unique=True)
+
+
+@pytest.mark.parametrize("unique", [partial, of_lower, generated])
+@pytest.mark.parametrize("kind", KINDS)
+def test_unique_values_go_round_beside_one_that_differs_in_case(
+    kind: StoreKind, unique: Callable[[], sa.Index | sa.Column[str]], tmp_path: Path
+) -> None:
+    """It isn't in the way of an index of the column. If the lower case is unique, there is none."""
+
+    async def live() -> None:
+        application = SoftDeleting(kind, tmp_path, unique())
+        own = application.users
+        if unique is partial:
+            application.insert("ANA@x.example", active=True)
+        copy = Copy(await application.map())
+        await go_round(copy)
+        assert rows_of_three(application) == ["bo@x.example", "cy@x.example", "ana@x.example"]
+        assert (await counts_of(application.host, own)).conflict == 0
+        await application.close()
+
+    asyncio.run(live())
+
+
+async def go_round(copy: Copy) -> None:
+    """Three users take each other's emails, and the webhooks between were lost."""
+    names = ["ana", "bo", "cy"]
+    await copy.take([user(name, f"{name}@x.example", 1_000) for name in names])
+    for name, other in zip(names, names[1:] + names[:1], strict=True):
+        await copy.take([user(name, f"{other}@x.example", 2_000)])
+
+
+def rows_of_three(application: Application) -> list[str]:
+    """Return the emails of the three."""
+    rows = application.rows(application.users, "logto_user_id", "email")
+    return [email for name, email in rows if name is not None]
 
 
 def test_sqlite_names_the_column_that_another_records_row_has(tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ database.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 from msgspec import Struct
+from sqlalchemy.sql import visitors
 
 from logto_webhooks.errors import InvalidMapping
 from logto_webhooks.events.local import OrganizationRow, UserRow
@@ -72,6 +74,7 @@ class UniqueColumn(Struct, frozen=True):
     column: sa.Column[Any]
     condition: Any = None
     is_sure: bool = True
+    by_expression: bool = False  # mostly lower(email), in an index or a generated column
 
 
 class OwnValues(Struct, frozen=True):
@@ -141,7 +144,7 @@ class EntityMapping(Struct, frozen=True, kw_only=True):
     def list_unique(self, dialect: str) -> list[UniqueColumn]:
         """List the mapped columns whose value only one row may have, surely unique ones first."""
         unique = [
-            UniqueColumn(self.table.c[name], of_column.condition, of_column.is_sure)
+            of_column
             for of_column in _list_unique(self.table, dialect)
             for name in (*self.columns, *self.fill)
             if self.table.c[name] is of_column.column
@@ -525,12 +528,26 @@ def is_unique(column: sa.Column[Any]) -> bool:
 def _list_unique(table: sa.Table, dialect: str) -> Iterator[UniqueColumn]:
     for constraint in table.constraints:
         if isinstance(constraint, sa.UniqueConstraint) and len(constraint.columns) == 1:
-            yield UniqueColumn(constraint.columns[0])
+            yield from _find_unique(table, constraint.columns[0], None)
     for index in table.indexes:
-        if index.unique and len(index.columns) == len(index.expressions) == 1:
+        if index.unique and len(index.expressions) == 1:
             condition = index.dialect_options[dialect]["where"]
-            is_column = isinstance(index.expressions[0], sa.Column)
-            yield UniqueColumn(index.columns[0], condition, condition is None and is_column)
+            yield from _find_unique(table, index.expressions[0], condition)
+
+
+def _find_unique(table: sa.Table, expression: Any, condition: Any) -> Iterator[UniqueColumn]:
+    """Find the column that is unique if an expression is; none if it is made of several."""
+    if isinstance(expression, sa.Column):
+        if expression.computed is None:
+            yield UniqueColumn(expression, condition, is_sure=condition is None)
+            return
+        expression = expression.computed.sqltext
+    parts = visitors.iterate(expression)
+    names = {part.name for part in parts if isinstance(part, sa.Column)}
+    names = names or set(re.findall(r"\w+", str(expression)))  # if it is text
+    columns = [column for column in table.c if column.name in names]
+    if len(columns) == 1:
+        yield UniqueColumn(columns[0], condition, is_sure=False, by_expression=True)
 
 
 def _every(row: Any) -> bool:

@@ -71,14 +71,14 @@ class UniqueValues:
             if value is None:
                 continue
             has_value = unique.column == value
-            if not unique.is_sure and isinstance(value, str):  # mostly of lower(email)
+            if unique.by_expression and isinstance(value, str):  # mostly of lower(email)
                 has_value = sa.func.lower(unique.column) == value.lower()
             query = sa.select(*self._primary_key, self._key).where(has_value)
             if unique.condition is not None:
                 query = query.where(unique.condition)
-            row = self._run(query).first()
-            if row is not None and tuple(row)[:-1] != plan.primary_key:
-                return Holder(encode_id(tuple(row)[:-1]), row[-1])
+            for row in self._run(query):
+                if tuple(row)[:-1] != plan.primary_key:
+                    return Holder(encode_id(tuple(row)[:-1]), row[-1])
         return None
 
     def replace_values(
