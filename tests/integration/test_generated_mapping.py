@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ TEAMS = ["acme", "best"]
 class People:
     """Users with emails that go round and are used again, in organizations that come and go."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, possible_emails: Sequence[str] = EMAILS) -> None:
         self._rng = rng
+        self._possible_emails = possible_emails
         self._now = 1_795_485_562_263
         self._emails: dict[str, str] = {}  # of the users who are there
         self._teams: set[str] = set()
@@ -39,8 +41,11 @@ class People:
         changes += [self._join, self._leave, self._found, self._dissolve]
         self._rng.choice(changes)()
 
+    def _list_free_emails(self) -> list[str]:
+        return sorted(set(self._possible_emails) - set(self._emails.values()))
+
     def _sign_up(self) -> None:
-        free = sorted(set(EMAILS) - set(self._emails.values()))
+        free = self._list_free_emails()
         if not free:
             return
         user = f"u{len(self._born)}"
@@ -60,7 +65,7 @@ class People:
             self._change(user, email)
 
     def _rename(self) -> None:
-        free = sorted(set(EMAILS) - set(self._emails.values()))
+        free = self._list_free_emails()
         if free and self._emails:
             self._change(self._rng.choice(sorted(self._emails)), self._rng.choice(free))
 
@@ -78,9 +83,12 @@ class People:
     def _delete(self) -> None:
         if self._emails:
             user = self._rng.choice(sorted(self._emails))
-            del self._emails[user]
-            self._members = {pair for pair in self._members if pair[1] != user}
+            self._remove(user)
             self.bodies.append(make.user_deleted(id=user, at=self._now).body)
+
+    def _remove(self, user: str) -> None:
+        del self._emails[user]
+        self._members = {pair for pair in self._members if pair[1] != user}
 
     def _found(self) -> None:
         for team in sorted(set(TEAMS) - self._teams - self._dissolved):

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import random
 import uuid
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 from msgspec import Struct
+from sqlalchemy.orm import registry
 
+from logto_webhooks.errors import InvalidMapping
 from logto_webhooks.mapping import Mappings
 from logto_webhooks.mapping.declare import EntityMapping, declare_entities
 from logto_webhooks.mapping.declare_pairs import (
@@ -34,7 +38,7 @@ class Shape(Struct, frozen=True, kw_only=True):
     team_key: Literal["integer", "text", "uuid"]
     member_key: Literal["integer", "uuid", "ends"]
     holds_id: Literal["unique", "plain", "json"]  # the column with Logto's id of a user
-    email: Literal["unique", "plain", "lower", "partial"]
+    email: Literal["unique", "lower", "nocase", "computed", "partial", "plain"]
     refers_to: Literal["key", "logto_id", "nothing"]  # the ends of members
     on_delete: OnDelete
     on_update: Literal["NO ACTION", "CASCADE"]
@@ -44,21 +48,29 @@ class Shape(Struct, frozen=True, kw_only=True):
     roles: Literal["none", "of users, by name", "of users", "of members", "of ends"]
     tasks: OnDelete | None  # of users
     shifts: OnDelete | None  # of members
+    shifts_refer_to: Literal["id", "ends"]
     manager: OnDelete | None  # of a user
     owner: OnDelete | None  # of a team
-    links_users: bool
+    link: Literal["email", "function"] | None  # how rows of users are found
     links_teams: bool
     creates: bool
     excludes: bool
     fills_email: bool
     user_deleted: Literal["delete", "unlink", "keep", "inactive"]
     team_deleted: Literal["delete", "unlink", "keep"]
+    inherits: bool  # whether the rows of users are of a class that shares its table
+    trigger: Literal["counts", "lowers"] | None  # the changes of a user, or the letters of emails
     enforces: bool  # foreign keys, on SQLite
 
     @property
     def owns_key(self) -> bool:
         """Whether users have a primary key of their own."""
         return self.user_key != "logto_id" or self.holds_id == "json"
+
+    @property
+    def folds_email(self) -> bool:
+        """Whether two emails are equal if only the case of their letters differs."""
+        return self.email in ("lower", "nocase", "computed") or self.trigger == "lowers"
 
     @property
     def members_have_id(self) -> bool:
@@ -81,7 +93,7 @@ def draw_shape(rng: random.Random) -> Shape:
         team_key=choose("integer", "text", "uuid"),
         member_key=choose("integer", "uuid", "ends"),
         holds_id=choose("unique", "plain", "json"),
-        email=choose("unique", "plain", "lower", "partial"),
+        email=choose("unique", "lower", "nocase", "computed", "partial", "plain"),
         refers_to=choose("key", "logto_id", "nothing"),
         on_delete=choose(*actions),
         on_update=choose("NO ACTION", "CASCADE"),
@@ -91,36 +103,45 @@ def draw_shape(rng: random.Random) -> Shape:
         roles=choose("none", "of users, by name", "of users", "of members", "of ends"),
         tasks=choose(*actions, None),
         shifts=choose(*actions, None),
+        shifts_refer_to=choose("id", "ends"),
         manager=choose(None, *actions),
         owner=choose(None, *actions),
-        links_users=choose(True, False),
+        link=choose("email", "function", None),
         links_teams=choose(False, True),
         creates=choose(True, False),
         excludes=choose(False, True),
         fills_email=choose(False, True),
         user_deleted=choose("delete", "unlink", "keep", "inactive"),
         team_deleted=choose("delete", "unlink", "keep"),
+        inherits=choose(False, True),
+        trigger=choose(None, "counts", "lowers"),
         enforces=choose(True, False),
     )
+
+
+def draw_application(kind: StoreKind, rng: random.Random) -> ShapedApplication:
+    """Draw an application whose tables can be mapped."""
+    while True:
+        application = ShapedApplication(kind, draw_shape(rng))
+        with suppress(InvalidMapping):
+            application.declare_all()
+            return application
+
+
+class Person:
+    """Whose rows the application has in its table of users."""
 
 
 class ShapedApplication(Application):
     """An application with tables of a shape."""
 
-    def __init__(self, kind: StoreKind, folder: Path, shape: Shape) -> None:
+    def __init__(self, kind: StoreKind, shape: Shape) -> None:
         self.kind = kind
         self.shape = shape
-        self.host = open_host(kind, folder)
-        if kind == "sqlite":
-            self.engine = sa.create_engine(f"sqlite:///{folder / 'copy.db'}")
-            if shape.enforces:
-                self.enforce_foreign_keys()
-        else:
-            url = postgres.server_url().set(drivername="postgresql+psycopg")
-            self.engine = sa.create_engine(url)
         self.metadata = sa.MetaData(schema=None if kind == "sqlite" else "app")
         self._uuids = random.Random(1)
         self.users = self._define_users()
+        self.user_class = self._define_user_class()
         self.teams = self._define_teams()
         self.user_ref = self._find_referred(self.users)
         self.team_ref = self._find_referred(self.teams)
@@ -132,14 +153,26 @@ class ShapedApplication(Application):
             sa.Column("name", sa.Text, unique=True),
         )
         self.role_rows = self._define_role_rows()
-        self.tasks = self._define_work("tasks", self.user_ref, shape.tasks)
-        of_members = self.members.c.id if shape.members_have_id else None
-        self.shifts = self._define_work("shifts", of_members, shape.shifts)
+        self.tasks = self._define_work("tasks", [self.user_ref], shape.tasks)
+        self.shifts = self._define_work("shifts", self._find_shift_ends(), shape.shifts)
+
+    def create(self, folder: Path) -> None:
+        """Create the database, and what is in its tables from the beginning."""
+        self.host = open_host(self.kind, folder)
+        if self.kind == "sqlite":
+            self.engine = sa.create_engine(f"sqlite:///{folder / 'copy.db'}")
+            if self.shape.enforces:
+                self.enforce_foreign_keys()
+        else:
+            url = postgres.server_url().set(drivername="postgresql+psycopg")
+            self.engine = sa.create_engine(url)
         with self.engine.begin() as connection:
-            if kind != "sqlite":
+            if self.kind != "sqlite":
                 connection.execute(sa.text("DROP SCHEMA IF EXISTS app CASCADE"))
                 connection.execute(sa.text("CREATE SCHEMA app"))
             self.metadata.create_all(connection)
+            if self.shape.trigger is not None:
+                create_trigger(connection, self.users, self.shape.trigger)
             connection.execute(sa.insert(self.roles), [{"name": name} for name in ROLES])
 
     @property
@@ -164,11 +197,18 @@ class ShapedApplication(Application):
 
     def _define_users(self) -> sa.Table:
         shape = self.shape
-        email = sa.Column("email", sa.Text, unique=shape.email == "unique")
+        # On PostgreSQL, this needs an extension that isn't installed everywhere.
+        is_nocase = shape.email == "nocase" and self.kind == "sqlite"
+        text = sa.Text(collation="NOCASE") if is_nocase else sa.Text()
+        email = sa.Column("email", text, unique=shape.email == "unique" or is_nocase)
+        lower = sa.Computed("lower(email)", persisted=True)
         columns: list[sa.Column[Any]] = [
             email,
+            sa.Column("email_in_lower", sa.Text, lower, unique=shape.email == "computed"),
             sa.Column("name", sa.Text),
             sa.Column("active", sa.Boolean, default=True),
+            sa.Column("kind", sa.Text),
+            sa.Column("changes", sa.Integer, server_default="0"),
         ]
         if shape.holds_id == "json":
             columns.append(sa.Column("meta", sa.JSON))
@@ -183,7 +223,7 @@ class ShapedApplication(Application):
                 manager = sa.ForeignKey(key, ondelete=shape.manager)
                 columns.append(sa.Column("manager", manager))
         table = sa.Table("people", self.metadata, *columns, sa.Column("tag", sa.Text))
-        if shape.email == "lower":
+        if shape.email == "lower" or (shape.email == "nocase" and not is_nocase):
             sa.Index("people_lower", sa.func.lower(table.c.email), unique=True)
         elif shape.email == "partial":
             where = table.c.active
@@ -191,6 +231,20 @@ class ShapedApplication(Application):
                 "people_active", email, unique=True, sqlite_where=where, postgresql_where=where
             )
         return table
+
+    def _define_user_class(self) -> type[Person]:
+        classes = registry(metadata=self.metadata)
+        person: type[Person] = type("Person", (Person,), {})  # a class has one table
+        if not self.shape.inherits:
+            classes.map_imperatively(person, self.users)
+            return person
+        customer: type[Person] = type("Customer", (person,), {})
+        kind = self.users.c.kind
+        classes.map_imperatively(
+            person, self.users, polymorphic_on=kind, polymorphic_identity="person"
+        )
+        classes.map_imperatively(customer, inherits=person, polymorphic_identity="customer")
+        return customer
 
     def _define_teams(self) -> sa.Table:
         columns: list[sa.Column[Any]] = [
@@ -257,15 +311,27 @@ class ShapedApplication(Application):
         unique = sa.UniqueConstraint(*(column.name for column in (*owners, role)))
         return sa.Table("role_rows", self.metadata, _id(), *owners, role, unique)
 
+    def _find_shift_ends(self) -> list[sa.Column[Any]]:
+        """Find the columns of members to which shifts refer; none if nothing is unique."""
+        own, shape = self.members.c, self.shape
+        if not shape.members_have_id or (
+            shape.shifts_refer_to == "ends" and shape.pairs_are_unique
+        ):
+            return [own.team, own.person]
+        return [own.id]
+
     def _define_work(
-        self, name: str, referred: sa.Column[Any] | None, on_delete: OnDelete | None
+        self, name: str, referred: Sequence[sa.Column[Any]], on_delete: OnDelete | None
     ) -> sa.Table | None:
         """Rows of the application's own that refer to those of users or members."""
-        if referred is None or on_delete is None:
+        if on_delete is None:
             return None
-        key = sa.ForeignKey(referred, ondelete=on_delete, onupdate=self.shape.on_update)
+        columns = [sa.Column(f"of_{column.name}", column.type) for column in referred]
+        key = sa.ForeignKeyConstraint(
+            columns, referred, ondelete=on_delete, onupdate=self.shape.on_update
+        )
         tag = sa.Column("tag", sa.Text)
-        return sa.Table(name, self.metadata, _id(), sa.Column("of", key), tag)
+        return sa.Table(name, self.metadata, _id(), *columns, tag, key)
 
     def read_members(self, connection: sa.Connection) -> list[sa.RowMapping]:
         """Read the rows of members, with Logto's ids of their `organization` and `user`."""
@@ -291,11 +357,11 @@ class ShapedApplication(Application):
         parts: list[EntityMapping | PairMapping] = [
             declare_entities(
                 "user",
-                self.users,
+                self.user_class,
                 key=columns.meta["logto"]["id"] if shape.holds_id == "json" else "logto_id",
                 columns=own if shape.fills_email else own | email,
                 fill=email if shape.fills_email else None,
-                link="email" if shape.links_users else None,
+                link=self._link_users(),
                 where=(lambda user: user.email != EXCLUDED) if shape.excludes else None,
                 create=shape.creates,
                 when_deleted=(
@@ -324,6 +390,12 @@ class ShapedApplication(Application):
         mappings.check_complete()
         return mappings
 
+    def _link_users(self) -> Any:
+        lower = sa.func.lower(self.users.c.email)
+        if self.shape.link == "function":
+            return lambda user: lower == (user.email and user.email.lower())
+        return self.shape.link
+
     def _declare_roles(self, table: sa.Table) -> PairMapping:
         match self.shape.roles:
             case "of users, by name":
@@ -340,3 +412,33 @@ class ShapedApplication(Application):
 
 def _id() -> sa.Column[Any]:
     return sa.Column("id", sa.Integer, primary_key=True)
+
+
+def list_work_ends(table: sa.Table) -> list[sa.Column[Any]]:
+    """List the columns of an application's own work that say whose it is."""
+    return [column for column in table.c if column.foreign_keys]
+
+
+def create_trigger(
+    connection: sa.Connection, table: sa.Table, what: Literal["counts", "lowers"]
+) -> None:
+    """Create a trigger that changes the rows that are written."""
+    event = "UPDATE" if what == "counts" else "INSERT OR UPDATE"
+    if connection.dialect.name == "sqlite":  # whose triggers can't change the new row before
+        change = "changes = changes + 1" if what == "counts" else "email = lower(email)"
+        for each in event.split(" OR "):
+            connection.exec_driver_sql(
+                f"CREATE TRIGGER {each}_{what} AFTER {each} ON {table.name} BEGIN "
+                f"UPDATE {table.name} SET {change} WHERE rowid = NEW.rowid; END"
+            )
+        return
+    change = "changes := OLD.changes + 1" if what == "counts" else "email := lower(NEW.email)"
+    function = f"{table.schema}.{what}"
+    connection.exec_driver_sql(
+        f"CREATE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS "
+        f"$$ BEGIN NEW.{change}; RETURN NEW; END $$"
+    )
+    connection.exec_driver_sql(
+        f"CREATE TRIGGER {what} BEFORE {event} ON {table.fullname} "
+        f"FOR EACH ROW EXECUTE FUNCTION {function}()"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable
 from typing import Any, Final
@@ -9,20 +10,21 @@ from typing import Any, Final
 import sqlalchemy as sa
 from msgspec import Struct, field
 
-from tests.support.generated_schemas import ShapedApplication
+from tests.support.generated_schemas import ShapedApplication, list_work_ends
 
-EMAILS: Final = [f"{letter}@x.example" for letter in "abcdefg"]
+EMAILS: Final = [f"{letter}@x.example" for letter in "abcde"]
 TEAMS: Final = ("acme", "best", "mine")
 
 
 class Tagged(Struct, kw_only=True):
     """What the application knows of a row that it has given a tag, which no mapping changes."""
 
-    what: str  # "own", "user", "member", "invitation" or "given"
+    what: str  # "own", "employee", "user", "member", "invitation", "given" or "handed"
     email: str | None = None
     user: str | None = None
     team: str | None = None
     owner: str | None = None  # the tag of an own row
+    role: str | None = None  # as it was when the row was given away
     is_over: bool = False  # the application has deleted it, or made something else of it
     # Tables whose rows with this tag are gone, or refer to nothing, by its own deletions.
     lost: set[str] = field(default_factory=set)
@@ -47,18 +49,19 @@ class OwnChanges:
         """Do one thing; the database may refuse it."""
         changes = [self._add_user, self._edit_user, self._delete_user, self._empty_id]
         changes += 3 * [self._tag_user, self._tag_member]
-        changes += [self._invite, self._give_away, self._enter_member, self._delete_member]
+        changes += 2 * [self._give_away]
+        changes += [self._hand_over, self._invite, self._enter_member, self._delete_member]
         changes += [self._set_manager, self._set_owner, self._add_team]
         self._try(self._rng.choice(changes))
 
     def _try(self, change: Callable[[sa.Connection], None]) -> None:
-        tags, entered = set(self.tagged), set(self.entered)
+        tagged, entered = copy.deepcopy(self.tagged), set(self.entered)
         try:
             with self._application.engine.begin() as connection:
                 change(connection)
         except sa.exc.IntegrityError:
             self.told.append(f"refused: {change.__name__}")
-            self.tagged = {tag: self.tagged[tag] for tag in tags}
+            self.tagged = tagged
             self.entered = entered
 
     def _tag(self, **known: Any) -> str:
@@ -92,17 +95,29 @@ class OwnChanges:
         rows = self._application.read_members(connection)
         return self._choose([row for row in rows if row["user"] and row["organization"]])
 
+    def _choose_movable(self, connection: sa.Connection) -> sa.RowMapping | None:
+        """Choose a member's row whose ends may change: without checks, shifts wouldn't follow."""
+        shifts = self._application.shifts
+        is_followed = shifts is None or len(list_work_ends(shifts)) == 1 or self._shape.enforces
+        return self._choose_member(connection) if is_followed else None
+
     def _update(
         self, connection: sa.Connection, table: sa.Table, row: sa.RowMapping, **values: Any
     ) -> None:
         connection.execute(sa.update(table).where(_is(table, row)).values(values))
 
     def _add_user(self, connection: sa.Connection) -> None:
+        # Only rows of the mapped class may be linked.
+        is_employee = self._shape.inherits and self._rng.random() < 0.3
+        email = self._rng.choice(EMAILS)
+        self._insert_user(connection, "employee" if is_employee else "own", email)
+
+    def _insert_user(self, connection: sa.Connection, what: str, email: str | None) -> None:
         if self._shape.owns_key:
-            email = self._rng.choice(EMAILS)
-            tag = self._tag(what="own", email=email)
-            own = sa.insert(self._application.users)
-            connection.execute(own.values(email=email, name=tag, tag=tag, active=True))
+            tag = self._tag(what=what, email=email)
+            values: dict[str, Any] = {"email": email, "name": tag, "tag": tag, "active": True}
+            values["kind"] = "person" if what == "employee" else "customer"
+            connection.execute(sa.insert(self._application.users).values(values))
 
     def _edit_user(self, connection: sa.Connection) -> None:
         if row := self._choose_user(connection, self._application.user_id.is_not(None)):
@@ -139,7 +154,9 @@ class OwnChanges:
             self._end_tag(row["tag"])
             for member in own.read_members(connection):
                 if member["person"] == row[own.user_ref.name] and member["organization"]:
-                    given = self._tag(what="given", team=member["organization"], owner=tag)
+                    given = self._tag(
+                        what="given", team=member["organization"], owner=tag, role=member["role"]
+                    )
                     self._update(connection, own.members, member, tag=given)
                     self._end_tag(member["tag"])
 
@@ -151,8 +168,7 @@ class OwnChanges:
         tag = self._tag(what="user", user=row["user"])
         self._update(connection, own.users, row, tag=tag)
         if own.tasks is not None:
-            work = sa.insert(own.tasks).values(of=row[own.user_ref.name], tag=tag)
-            connection.execute(work)
+            connection.execute(sa.insert(own.tasks).values(_refer(own.tasks, row) | {"tag": tag}))
 
     def _tag_member(self, connection: sa.Connection) -> None:
         own = self._application
@@ -162,7 +178,7 @@ class OwnChanges:
         tag = self._tag(what="member", team=row["organization"], user=row["user"])
         self._update(connection, own.members, row, tag=tag)
         if own.shifts is not None:
-            connection.execute(sa.insert(own.shifts).values(of=row["id"], tag=tag))
+            connection.execute(sa.insert(own.shifts).values(_refer(own.shifts, row) | {"tag": tag}))
 
     def _invite(self, connection: sa.Connection) -> None:
         own, team = self._application, self._choose_team(connection)
@@ -175,16 +191,37 @@ class OwnChanges:
 
     def _give_away(self, connection: sa.Connection) -> None:
         """Give the row of a membership to a user of the application's own."""
+        own, row = self._application, self._choose_movable(connection)
+        if self._shape.refers_to != "key" or not self._shape.owns_key or row is None:
+            return
+        is_own = [own.user_id.is_(None), own.users.c.tag.startswith("own ")]
+        user = self._choose_user(connection, *is_own)
+        if user is None or self._rng.random() < 0.5:
+            self._insert_user(connection, "own", None)
+            user = self._choose_user(connection, *is_own)
+        if user is not None:
+            tag = self._tag(
+                what="given", team=row["organization"], owner=user["tag"], role=row["role"]
+            )
+            self._move(connection, row, user, tag)
+
+    def _hand_over(self, connection: sa.Connection) -> None:
+        """Give the row of a membership to another user of Logto's."""
+        own, row = self._application, self._choose_movable(connection)
+        user = self._choose_user(connection, own.user_id.is_not(None))
+        if self._shape.refers_to == "nothing" or row is None or user is None:
+            return
+        if user["user"] != row["user"]:
+            team = row["organization"]
+            tag = self._tag(what="handed", team=team, user=user["user"], role=row["role"])
+            self._move(connection, row, user, tag)
+
+    def _move(
+        self, connection: sa.Connection, member: sa.RowMapping, user: sa.RowMapping, tag: str
+    ) -> None:
         own = self._application
-        user = self._choose_user(
-            connection, own.user_id.is_(None), own.users.c.tag.startswith("own ")
-        )
-        row = self._choose_member(connection)
-        if self._shape.refers_to == "key" and user is not None and row is not None:
-            tag = self._tag(what="given", team=row["organization"], owner=user["tag"])
-            given = {"person": user[own.user_ref.name], "tag": tag}
-            self._update(connection, own.members, row, **given)
-            self._end_tag(row["tag"])
+        self._update(connection, own.members, member, person=user[own.user_ref.name], tag=tag)
+        self._end_tag(member["tag"])
 
     def _enter_member(self, connection: sa.Connection) -> None:
         """Add a member, perhaps before Logto tells of it."""
@@ -234,7 +271,7 @@ class OwnChanges:
                 continue
             query = sa.select(table.c.tag)
             if table is not own.members:
-                query = query.where(table.c.of.is_not(None))
+                query = query.where(*(end.is_not(None) for end in list_work_ends(table)))
             there = set(connection.scalars(query))
             for tag, tagged in self.tagged.items():
                 if tag not in there:
@@ -243,3 +280,8 @@ class OwnChanges:
 
 def _is(table: sa.Table, row: sa.RowMapping) -> sa.ColumnElement[bool]:
     return sa.and_(*(column == row[column.name] for column in table.primary_key))
+
+
+def _refer(work: sa.Table, row: sa.RowMapping) -> dict[str, Any]:
+    """Return what the columns of work hold that is of a row."""
+    return {end.name: row[end.name.removeprefix("of_")] for end in list_work_ends(work)}
