@@ -351,17 +351,17 @@ def _is_linkable(row: sa.RowMapping) -> bool:
 
 
 def _wants(application: ShapedApplication, state: State, id_: str, email: str) -> bool:
-    """Whether a user without a row is to be linked by an email."""
+    """Whether a user who never had a row is to be linked by an email."""
     own = state.states.get((application.users.fullname, id_))
     is_settled = own is not None and own.state in ("ok", "excluded")
     is_in_part = own is not None and "the whole user" in str(own.reason)
+    had_row = own is not None and own.row_id is not None  # which the application has emptied
     record = state.users[id_]
     return (
         record.deleted_at is None
         and str(record.email).lower() == email
         and not state.rows_of_user(id_)
-        and not is_settled
-        and not is_in_part
+        and not (is_settled or is_in_part or had_row)
     )
 
 
