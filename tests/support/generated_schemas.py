@@ -45,7 +45,7 @@ class Shape(Struct, frozen=True, kw_only=True):
     is_deferred: bool
     allows_invitations: bool
     pairs_are_unique: bool
-    roles: Literal["none", "of users, by name", "of users", "of members", "of ends"]
+    roles: Literal["none", "of users, by name", "of users", "of members", "of ends", "of pairs"]
     tasks: OnDelete | None  # of users
     shifts: OnDelete | None  # of members
     shifts_refer_to: Literal["id", "ends"]
@@ -100,7 +100,7 @@ def draw_shape(rng: random.Random) -> Shape:
         is_deferred=choose(False, True),
         allows_invitations=choose(True, False),
         pairs_are_unique=choose(True, False),
-        roles=choose("none", "of users, by name", "of users", "of members", "of ends"),
+        roles=choose("none", "of users, by name", "of users", "of members", "of ends", "of pairs"),
         tasks=choose(*actions, None),
         shifts=choose(*actions, None),
         shifts_refer_to=choose("id", "ends"),
@@ -108,9 +108,9 @@ def draw_shape(rng: random.Random) -> Shape:
         owner=choose(None, *actions),
         link=choose("email", "function", None),
         links_teams=choose(False, True),
-        creates=choose(True, False),
+        creates=choose(True, True, False),
         excludes=choose(False, True),
-        fills_email=choose(False, True),
+        fills_email=choose(False, False, True),
         user_deleted=choose("delete", "unlink", "keep", "inactive"),
         team_deleted=choose("delete", "unlink", "keep"),
         inherits=choose(False, True),
@@ -295,6 +295,7 @@ class ShapedApplication(Application):
     def _define_role_rows(self) -> sa.Table | None:
         roles = self.shape.roles
         role = sa.Column("role", sa.Text, nullable=False)
+        more: list[Any] = []
         if roles == "of users":
             role = sa.Column("role", sa.ForeignKey(self.roles.c.id), nullable=False)
         if roles in ("of users, by name", "of users"):
@@ -306,10 +307,16 @@ class ShapedApplication(Application):
                 self._make_end("team", self.team_ref),
                 self._make_end("person", self.user_ref),
             ]
+        elif roles == "of pairs" and (
+            self.shape.pairs_are_unique or not self.shape.members_have_id
+        ):
+            pair = [self.members.c.team, self.members.c.person]
+            owners = [sa.Column(column.name, column.type) for column in pair]
+            more.append(sa.ForeignKeyConstraint(owners, pair, onupdate=self.shape.on_update))
         else:
             return None
-        unique = sa.UniqueConstraint(*(column.name for column in (*owners, role)))
-        return sa.Table("role_rows", self.metadata, _id(), *owners, role, unique)
+        more.append(sa.UniqueConstraint(*(column.name for column in (*owners, role))))
+        return sa.Table("role_rows", self.metadata, _id(), *owners, role, *more)
 
     def _find_shift_ends(self) -> list[sa.Column[Any]]:
         """Find the columns of members to which shifts refer; none if nothing is unique."""
