@@ -172,6 +172,36 @@ def test_unique_values_go_round_beside_one_that_differs_in_case(
     asyncio.run(live())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_that_can_not_be_deleted_keeps_its_value(kind: StoreKind, tmp_path: Path) -> None:
+    """A row of the application's refers to it, and the database would say so only at the commit,
+    which would take the delivery along."""
+
+    async def live() -> None:
+        application = Application(kind, tmp_path, deferred=True)
+        if kind == "sqlite":
+            application.enforce_foreign_keys()
+        own = application.users
+        copy = Copy(await application.map())
+        acme = make.event("Organization.Created", id="acme", name="Acme", at=1_000).body
+        await copy.take([acme, *(user(name, f"{name}@x.example", 1_000) for name in ("ana", "bo"))])
+        ids = dict(application.rows(own, "logto_user_id", "id"))
+        [(team,)] = application.rows(application.teams, "id")
+        with application.engine.begin() as connection:
+            row = {"team_id": team, "user_id": ids["bo"], "role": "guest"}
+            connection.execute(sa.insert(application.members).values(row))
+        await copy.take([make.user_deleted(id="bo", at=2_000).body])
+        await copy.take([user("ana", "bo@x.example", 3_000)])
+        assert (await counts_of(application.host, own)).conflict == 2
+        assert dict(application.rows(own, "logto_user_id", "id")) == ids
+        application.delete_all(application.members)
+        await retry_unsettled(application.host, application.mappings)
+        assert application.rows(own, "logto_user_id", "email") == [("ana", "bo@x.example")]
+        await application.close()
+
+    asyncio.run(live())
+
+
 async def go_round(copy: Copy) -> None:
     """Three users take each other's emails, and the webhooks between were lost."""
     names = ["ana", "bo", "cy"]

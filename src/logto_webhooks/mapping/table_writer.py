@@ -354,12 +354,8 @@ class TableWriter(ABC):
         return states
 
     def _write_all(self, plans: Sequence[PlannedRow]) -> None:
-        broken = self._count_broken_keys()
         with self._savepoint(plans):
             self._execute(plans)
-            check_constraints(self._connection)
-            if self._count_broken_keys() > broken:
-                raise RowRejected(problem=NO_KEY)
 
     def _count_broken_keys(self) -> int:
         """Count the table's foreign keys that aren't fulfilled, if SQLite has refused the commit
@@ -372,6 +368,7 @@ class TableWriter(ABC):
     @contextmanager
     def _savepoint(self, plans: Sequence[PlannedRow]) -> Iterator[None]:
         """Write rows within the block. Raises TransactionLost, RowRejected, StoreUnavailable."""
+        broken = self._count_broken_keys()
         try:
             with (
                 translate_row_errors(self._connection),
@@ -380,6 +377,9 @@ class TableWriter(ABC):
                 self._limits.timing(),
             ):
                 yield
+                check_constraints(self._connection)
+                if self._count_broken_keys() > broken:
+                    raise RowRejected(problem=NO_KEY)
         except Exception as error:
             if self._limits.is_transaction_lost(error):
                 # If it can be any of several, they are written one by one next time.
