@@ -346,8 +346,9 @@ def find_wrong_links(application: ShapedApplication, before: State, after: State
 
 
 def _is_linkable(row: sa.RowMapping) -> bool:
-    is_own = row["user"] is None and str(row["tag"]).startswith("own ")
-    return is_own and row["email"] is not None
+    """Whether a row never was a user's: one that was may be linked to that user again."""
+    is_own = str(row["tag"]).startswith("own ") and row["name"] == row["tag"]
+    return is_own and row["user"] is None and row["email"] is not None
 
 
 def _wants(application: ShapedApplication, state: State, id_: str, email: str) -> bool:
