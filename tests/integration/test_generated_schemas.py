@@ -25,7 +25,7 @@ from tests.support.people_with_roles import Claims, PeopleWithRoles, Told
 from tests.support.stores import Copy, StoreKind
 from tests.support.wrong_rows import find_wrong, find_wrong_links, read_state
 
-SEEDS = int(os.environ.get("LOGTO_WEBHOOKS_TEST_SCHEMAS", "12"))
+SEEDS = int(os.environ.get("LOGTO_WEBHOOKS_TEST_SCHEMAS", "4"))
 STEPS = 40
 
 

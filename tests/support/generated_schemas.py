@@ -319,7 +319,7 @@ class ShapedApplication(Application):
         return sa.Table("role_rows", self.metadata, _id(), *owners, role, *more)
 
     def _find_shift_ends(self) -> list[sa.Column[Any]]:
-        """Find the columns of members to which shifts refer; none if nothing is unique."""
+        """Find the columns of members to which shifts refer, perhaps several in one key."""
         own, shape = self.members.c, self.shape
         if not shape.members_have_id or (
             shape.shifts_refer_to == "ends" and shape.pairs_are_unique
