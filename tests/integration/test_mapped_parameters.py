@@ -180,8 +180,16 @@ def test_a_deleted_user_whose_row_is_unlinked(kind: EngineKind, tmp_path: Path) 
         assert app.all(User.logto_id) == [None]
 
 
-@pytest.mark.parametrize("what", ["is somebody else's", "was deleted"])
-def test_the_former_row_of_a_deleted_user(what: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        sa.update(User).values(logto_id="bo"),
+        sa.update(User).values(email="carl@example.com"),
+        sa.delete(User),
+    ],
+    ids=["is somebody else's", "is another row with its primary key", "was deleted"],
+)
+def test_the_former_row_of_a_deleted_user(change: sa.Executable, tmp_path: Path) -> None:
     """No job gets a row that the application has given to somebody else, or waits for one that it
     deleted: none is written again for a deleted user."""
     with Application("sqlite", tmp_path).opened() as app:
@@ -199,8 +207,6 @@ def test_the_former_row_of_a_deleted_user(what: str, tmp_path: Path) -> None:
             await send(client, make.user_deleted(id="ana"))
             jobs = await until(all_over(2), logto)
             assert [job.state for job in jobs] == ["done", "done"]
-            is_given = what == "is somebody else's"
-            change = sa.update(User).values(logto_id="bo") if is_given else sa.delete(User)
             app.write(lambda session: session.execute(change))
             await logto.retry_jobs([job.id for job in jobs])
             jobs = await until(all_over(2), logto)

@@ -10,7 +10,9 @@ import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from logto_webhooks.mapping.declare import declare_entities
+from logto_webhooks.mapping.declare_pairs import declare_members
 from logto_webhooks.testing import make
+from tests.integration.test_mapping_deletions import founded
 from tests.support.mapped_application import KINDS, Application
 from tests.support.stores import Copy, StoreKind
 
@@ -63,5 +65,51 @@ def test_a_row_belongs_to_the_class_that_is_mapped(kind: StoreKind, tmp_path: Pa
         by_class = application.rows(contact.__table__, "kind", "logto_id")
         linked = [("account", own) for own in ("account", "contact", "new")]
         assert by_class == [*linked, ("admin", "admin"), ("contact", None)]
+
+    Application.run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_membership_of_another_class_is_the_applications_own(
+    kind: StoreKind, tmp_path: Path
+) -> None:
+    """A guest of a team is no member of it, and stays when the user leaves."""
+
+    async def live(application: Application) -> None:
+        class Base(DeclarativeBase):
+            metadata = application.metadata
+
+        class Seat(Base):
+            __tablename__ = "seats"
+            __mapper_args__: Any = {"polymorphic_on": "kind", "polymorphic_identity": "seat"}
+
+            id: Mapped[int] = mapped_column(primary_key=True)
+            kind: Mapped[str]
+            team: Mapped[str]
+            person: Mapped[str]
+
+        class Member(Seat):
+            __mapper_args__: Any = {"polymorphic_identity": "member"}
+
+        class Guest(Seat):
+            __mapper_args__: Any = {"polymorphic_identity": "guest"}
+
+        own: Any = Seat.__table__
+        own.create(application.engine)
+        guest = {"kind": "guest", "team": "acme", "person": "ana"}
+        with application.engine.begin() as connection:
+            connection.execute(sa.insert(own).values(guest))
+        assert issubclass(Guest, Seat)
+        mapping = declare_members(Member, organization="team", user="person")
+        copy = Copy(await application.map_tables(mapping))
+        await application.apply_all()
+        joined = make.organization_membership_updated(id="acme", addedUserIds=["ana"], at=3_000)
+        left = make.organization_membership_updated(
+            id="acme", addedUserIds=[], removedUserIds=["ana"], at=9_000
+        )
+        await copy.take([founded("acme"), make.user_created(id="ana", at=1_000).body, joined.body])
+        assert application.rows(own, "kind") == [("guest",), ("member",)]
+        await copy.take([left.body])
+        assert application.rows(own, "kind") == [("guest",)]
 
     Application.run(kind, tmp_path, live)

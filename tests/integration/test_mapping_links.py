@@ -391,9 +391,10 @@ def test_somebody_who_could_not_be_compared_counts(
     Application.run(kind, tmp_path, live)
 
 
+@pytest.mark.parametrize("is_gone", [False, True], ids=["other lives", "other is gone"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_with_another_users_former_primary_key_is_for_the_application_to_decide(
-    kind: StoreKind, tmp_path: Path
+    kind: StoreKind, is_gone: bool, tmp_path: Path
 ) -> None:
     """It imported the table anew, for example. Once it has written the ID, all is well."""
 
@@ -410,6 +411,8 @@ def test_a_row_with_another_users_former_primary_key_is_for_the_application_to_d
         with application.engine.begin() as connection:
             connection.execute(sa.delete(own))
             connection.execute(sa.insert(own).values(row))
+        if is_gone:
+            await copy.take([make.user_deleted(id="ana", at=2_000).body])
         await copy.take([carl])
         assert application.rows(own, "id", "logto_user_id") == [(row_id, None)]
         conflict = await application.host.read(lambda store: store.mappings.find_oldest("conflict"))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from logto_webhooks.mapping.apply import retry_unsettled
 from logto_webhooks.mapping.declare_pairs import declare_members, declare_user_roles
 from logto_webhooks.testing import make
 from tests.integration.test_mapping_deletions import (
@@ -233,9 +234,14 @@ def test_rows_that_a_foreign_key_has_emptied(
     Application.run(kind, tmp_path, live)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_invitation_with_a_former_primary_key(kind: StoreKind, tmp_path: Path) -> None:
-    """A member without a user yet is the application's own."""
+@pytest.mark.parametrize(
+    ("kind", "ondelete"), [*((kind, None) for kind in KINDS), ("sqlite", "SET NULL")]
+)
+def test_an_invitation_with_a_former_primary_key(
+    kind: StoreKind, ondelete: str | None, tmp_path: Path
+) -> None:
+    """A member without a user yet is the application's own. With SET NULL, PostgreSQL could take it
+    for the former row, but it doesn't use a primary key again."""
 
     async def live(application: Application) -> None:
         metadata = application.metadata
@@ -244,7 +250,7 @@ def test_an_invitation_with_a_former_primary_key(kind: StoreKind, tmp_path: Path
             metadata,
             sa.Column("id", sa.Integer, primary_key=True),
             sa.Column("team", sa.Text),
-            sa.Column("user_id", sa.ForeignKey(application.users.c.id)),
+            sa.Column("user_id", sa.ForeignKey(application.users.c.id, ondelete=ondelete)),
         )
         seats.create(application.engine)
         users, teams, _ = application.declare().all
@@ -260,6 +266,42 @@ def test_an_invitation_with_a_former_primary_key(kind: StoreKind, tmp_path: Path
         assert len(application.rows(seats, "id")) == 2
         await copy.take([LEFT])
         assert application.rows(seats, "id", "user_id") == [(row_id, None)]
+
+    Application.run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_that_was_emptied_after_its_deletion_was_refused(
+    kind: StoreKind, tmp_path: Path
+) -> None:
+    """It goes as soon as nothing refers to it."""
+
+    async def live(application: Application) -> None:
+        users, teams, _ = application.declare(when_deleted="delete").all
+        metadata = application.metadata
+        key = sa.ForeignKey(application.users.c.id, ondelete="SET NULL")
+        seats = sa.Table(
+            "seats",
+            metadata,
+            sa.Column("id", sa.Integer, primary_key=True),
+            sa.Column("team", sa.Text),
+            sa.Column("user_id", sa.Integer, key),
+        )
+        tasks = sa.Table("tasks", metadata, sa.Column("seat", sa.ForeignKey(seats.c.id)))
+        metadata.create_all(application.engine, [seats, tasks])
+        members = declare_members(seats, organization="team", user="user_id")
+        copy = Copy(await application.map_tables(users, teams, members))
+        await application.apply_all()
+        if kind == "sqlite":
+            application.enforce_foreign_keys()
+        await copy.take([founded("acme"), created("u1"), joined("acme", ["u1"])])
+        [(row_id,)] = application.rows(seats, "id")
+        write(application, sa.insert(tasks).values(seat=row_id))
+        await copy.take([deleted("u1", 400_000)])
+        assert application.rows(seats, "user_id") == [(None,)]
+        write(application, sa.delete(tasks))
+        await retry_unsettled(application.host, application.mappings)
+        assert application.rows(seats, "id") == []
 
     Application.run(kind, tmp_path, live)
 

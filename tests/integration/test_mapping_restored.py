@@ -98,6 +98,23 @@ def test_all_get_their_rows_back_whatever_was_allowed(kind: StoreKind, tmp_path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_row_that_came_back_is_no_longer_unlinked(kind: StoreKind, tmp_path: Path) -> None:
+    """If the application then empties its key, because it is somebody else's, so is what refers to
+    it."""
+
+    async def live(application: Application, copy: Copy) -> None:
+        own, members = application.users, application.members
+        await copy.take([DELETED, RESTORED, JOINED])
+        [(row_id, _)] = application.rows(own, "id", "logto_user_id")
+        with application.engine.begin() as connection:
+            connection.execute(sa.update(own).values(logto_user_id=None, email="carl@x.example"))
+        await copy.take([left(180_000)])
+        assert application.rows(members, "user_id") == [(row_id,)]
+
+    run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_it_gets_its_row_back_if_texts_are_stored_otherwise(
     kind: StoreKind, tmp_path: Path
 ) -> None:

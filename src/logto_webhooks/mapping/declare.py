@@ -128,12 +128,7 @@ class EntityMapping(Struct, frozen=True, kw_only=True):
     @property
     def is_free(self) -> sa.ColumnElement[bool]:
         """Which rows can be linked: those of the class that have no key."""
-        conditions = [self.key.text.is_(None)]
-        mapper = _find_mapper(self.target)
-        if mapper is not None and _find_discriminator(self.target) is not None:
-            names = [own.polymorphic_identity for own in mapper.self_and_descendants]
-            conditions.append(mapper.polymorphic_on.in_(names))
-        return sa.and_(*conditions)
+        return sa.and_(self.key.text.is_(None), *match_class(self.target))
 
     @property
     def unique_columns(self) -> list[sa.Column[Any]]:
@@ -228,6 +223,16 @@ def read_defaults(defaults: Mapping[ColumnName, Any], finder: ColumnFinder) -> d
 def _find_mapper(target: Any) -> Any:
     """Return the mapper of a class; None for a table."""
     return None if isinstance(target, sa.Table) else sa.inspect(target)
+
+
+def match_class(target: Any) -> list[sa.ColumnElement[bool]]:
+    """Return the condition for the rows of a class and its subclasses, if others share its table;
+    else none."""
+    if _find_discriminator(target) is None:
+        return []
+    mapper = _find_mapper(target)
+    names = [own.polymorphic_identity for own in mapper.self_and_descendants]
+    return [mapper.polymorphic_on.in_(names)]
 
 
 def _find_discriminator(target: Any) -> sa.Column[Any] | None:

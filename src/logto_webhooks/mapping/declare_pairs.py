@@ -20,6 +20,7 @@ from logto_webhooks.mapping.declare import (
     find_table,
     is_unique,
     make_reader,
+    match_class,
     name_columns,
     read_defaults,
 )
@@ -128,6 +129,11 @@ class PairMapping(Struct, frozen=True, kw_only=True):
     def primary_key(self) -> tuple[sa.Column[Any], ...]:
         """The primary key of the table."""
         return tuple(self.table.primary_key)
+
+    @property
+    def of_class(self) -> list[sa.ColumnElement[bool]]:
+        """The condition for the rows of the class, if several classes share the table."""
+        return match_class(self.target)
 
 
 def declare_members(

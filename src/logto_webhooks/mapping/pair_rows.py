@@ -112,10 +112,11 @@ class PairRows:
         return own_rows
 
     def _read(self, *where: sa.ColumnElement[bool]) -> Sequence[sa.RowMapping]:
-        """Read own rows, and remember their ends."""
+        """Read own rows of the mapped class, and remember their ends."""
         names = {column.key for column in (*self.columns, *self._primary_key)}
         read = [c for c in self._mapping.table.c if c.key in names | self._mapping.columns.keys()]
-        rows = self._run(sa.select(*read).where(*where)).mappings().all()
+        query = sa.select(*read).where(*where, *self._mapping.of_class)
+        rows = self._run(query).mappings().all()
         self.ends_of |= {self._key_of(row): self.ends_in(row) for row in rows}
         return rows
 

@@ -117,7 +117,7 @@ class PairWriter(TableWriter):
     ) -> tuple[list[str], tuple[Any, ...] | None]:
         """Find rows, after a primary key, of pairs that the mirror doesn't have; return the last
         primary key, too. A row whose ends aren't all Logto's is the application's own."""
-        rows = self._list_after(after, limit, *self._rows.columns)
+        rows = self._list_after(after, limit, *self._rows.columns, where=self._mapping.of_class)
         if not rows:
             return [], None
         count = len(self._primary_key)
@@ -448,7 +448,8 @@ class PairWriter(TableWriter):
         """Return the ids of the memberships of rows whose primary key has one `column`."""
         ends: dict[Any, Values] = {}
         for are_some in make_conditions([column], [(key,) for key in keys]):
-            query = sa.select(column, *self._rows.columns).where(are_some)
+            query = sa.select(column, *self._rows.columns)
+            query = query.where(are_some, *self._mapping.of_class)
             ends |= {row[0]: tuple(row[1:]) for row in self._run(query)}
         named = self._rows.name_ends(set(ends.values()))
         records = {own: self._rows.record_of(named[values]) for own, values in ends.items()}

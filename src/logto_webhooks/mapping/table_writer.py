@@ -258,11 +258,15 @@ class TableWriter(ABC):
         self._states.save(kept, stored)
 
     def _list_after(
-        self, after: tuple[Any, ...], limit: int, *columns: sa.ColumnElement[Any]
+        self,
+        after: tuple[Any, ...],
+        limit: int,
+        *columns: sa.ColumnElement[Any],
+        where: Sequence[sa.ColumnElement[bool]] = (),
     ) -> Sequence[sa.Row[Any]]:
         """Select the primary keys and the columns of the next rows."""
         place = self._primary_key
-        query = sa.select(*place, *columns).order_by(*place).limit(limit)
+        query = sa.select(*place, *columns).where(*where).order_by(*place).limit(limit)
         if after:
             types = [column.type for column in place]
             query = query.where(sa.tuple_(*place) > sa.tuple_(*after, types=types))
