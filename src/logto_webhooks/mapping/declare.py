@@ -537,6 +537,8 @@ def _list_unique(table: sa.Table, dialect: str) -> Iterator[UniqueColumn]:
     for index in table.indexes:
         if index.unique and len(index.expressions) == 1:
             condition = index.dialect_options[dialect]["where"]
+            if isinstance(condition, str):  # as a reflected table has it
+                condition = sa.literal_column(f"({condition})", sa.Boolean())
             yield from _find_unique(table, index.expressions[0], condition)
 
 
