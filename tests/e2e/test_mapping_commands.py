@@ -235,3 +235,22 @@ def test_advice_names_the_options_of_the_command(folder: Path) -> None:
     assert "To see all, run logto-webhooks mapping check --app app:logto. After" in found.stdout
     found = command(*doctor[:-1], folder=folder, DATABASE_URL=OURS)
     assert "mapping check, with --app if your application has the mappings." in found.stdout
+
+
+@pytest.mark.parametrize("name", ["check", "apply"])
+def test_an_application_that_could_not_start_is_refused(folder: Path, name: str) -> None:
+    """Its members refer to teams that it doesn't map."""
+    members = """
+teams = sa.Table("teams", metadata, sa.Column("id", sa.Integer, primary_key=True))
+seats = sa.Table(
+    "seats",
+    metadata,
+    sa.Column("team", sa.ForeignKey("teams.id"), primary_key=True),
+    sa.Column("person", sa.ForeignKey("people.id"), primary_key=True),
+)
+logto.map_members(seats, organization="team", user="person")
+"""
+    (folder / "app.py").write_text(APP.replace("KEY", SIGNING_KEY) + members)
+    refused = command("mapping", name, "--app", "app:logto", folder=folder)
+    assert refused.returncode != 0
+    assert "refers to teams, which isn't mapped: call map_organizations" in one_line(refused.stderr)

@@ -11,6 +11,8 @@ import sqlalchemy as sa
 
 from logto_webhooks.mapping.apply import retry_unsettled
 from logto_webhooks.mapping.check import find_differences
+from logto_webhooks.mapping.declare import declare_entities
+from logto_webhooks.mapping.own_tables import OwnTables
 from logto_webhooks.testing import make
 from tests.support.mapped_application import KINDS, Application, counts_of
 from tests.support.stores import Copy, StoreKind
@@ -261,3 +263,26 @@ def test_rows_whose_ids_the_application_swapped_get_their_values(
         assert rows == [("u1", "a@x"), ("u2", "b@x")]
 
     Application.run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_index_of_an_expression_is_reflected_for_a_file(kind: StoreKind, tmp_path: Path) -> None:
+    """SQLAlchemy doesn't reflect it from SQLite."""
+
+    async def live() -> None:
+        application = SoftDeleting(kind, tmp_path, of_lower())
+        with application.engine.connect() as connection:
+            users = OwnTables(connection).find(application.users.fullname)
+            mapping = declare_entities(
+                "user",
+                users,
+                key="logto_user_id",
+                columns={"email": "email"},
+                create=False,
+                when_deleted="keep",
+            )
+            [unique] = mapping.list_unique(connection.dialect.name)
+        assert (unique.column.name, unique.by_expression) == ("email", True)
+        await application.close()
+
+    asyncio.run(live())

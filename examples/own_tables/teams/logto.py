@@ -32,5 +32,6 @@ logto.map_user_roles(UserRole, user=UserRole.user_id, role=UserRole.role_id)
 
 @logto.on(events.LocalUserCreated)
 async def welcome(user: User, session: AsyncSession) -> None:
-    """The message commits together with the job, so there is one for each user."""
+    """The message commits together with the job, so there is one for each user. A user who was
+    deleted and exists again, which `event.restored` tells, gets another one."""
     session.add(Welcome(user_id=user.id, text=f"Welcome, {user.first_name or user.email}!"))

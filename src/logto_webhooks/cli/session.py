@@ -70,6 +70,7 @@ def run_application(settings: Settings, work: Callable[[Admin], Coroutine[Any, A
     async def run() -> T:
         try:
             await _map_tables(application, map_file)
+            application.mappings.check_complete()
             return await work(application)
         finally:
             await application.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import Any
 
@@ -13,6 +14,16 @@ from logto_webhooks.database.sessions import APP_SCHEMAS, use_app_schemas
 from logto_webhooks.errors import LogtoWebhooksError
 from logto_webhooks.validation import nearest
 
+_INDEXES = sa.text(
+    "SELECT name, sql FROM sqlite_master"
+    " WHERE type = 'index' AND lower(tbl_name) = lower(:table) AND sql IS NOT NULL"
+)
+# Such as `CREATE UNIQUE INDEX emails ON users (lower(email)) WHERE deleted_at IS NULL`.
+_BY_EXPRESSION = re.compile(
+    r"CREATE\s+UNIQUE\s+INDEX\s+.+?\s+ON\s+[^(]+?"
+    r"\((?P<expression>[^,;]+?)\)\s*(?:WHERE\s+(?P<where>.+))?",
+    re.IGNORECASE | re.DOTALL,
+)
 _OURS = frozenset({*our_metadata.tables, VERSION_TABLE})
 
 
@@ -103,8 +114,8 @@ class OwnTables:
             return table
 
     def _add_constraints(self, table: sa.Table) -> None:
-        """Add the unique constraints of SQLite that SQLAlchemy doesn't see, such as that of `email
-        VARCHAR(254) UNIQUE`."""
+        """Add what SQLAlchemy doesn't see in SQLite: unique constraints such as that of `email
+        VARCHAR(254) UNIQUE`, and unique indexes of expressions."""
         if self._connection.dialect.name != "sqlite":
             return
         schema = self._find_schema(table.schema)
@@ -112,6 +123,14 @@ class OwnTables:
             if str(index["name"]).startswith("sqlite_autoindex_"):
                 columns = [table.c[name] for name in index["column_names"] if name is not None]
                 table.append_constraint(sa.UniqueConstraint(*columns))
+        known = {index.name for index in table.indexes}
+        for name, sql in self._connection.execute(_INDEXES, {"table": table.name}):
+            match = _BY_EXPRESSION.fullmatch(sql)
+            if name not in known and match is not None:
+                expression = sa.text(match["expression"].replace(":", r"\:"))
+                table.indexes.add(
+                    sa.Index(name, expression, unique=True, sqlite_where=match["where"])
+                )
 
     def _has(self, name: str, schema: str | None) -> bool:
         return self._inspector.has_table(name, self._find_schema(schema))
