@@ -70,6 +70,52 @@ def test_a_row_belongs_to_the_class_that_is_mapped(kind: StoreKind, tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_the_class_can_be_told_by_an_expression(kind: StoreKind, tmp_path: Path) -> None:
+    """New rows get it by what `create_defaults` sets. A lead isn't linked."""
+
+    async def live(application: Application) -> None:
+        class Base(DeclarativeBase):
+            metadata = application.metadata
+
+        class Contact(Base):
+            __tablename__ = "contacts"
+
+            id: Mapped[int] = mapped_column(primary_key=True)
+            is_lead: Mapped[bool]
+            logto_id: Mapped[str | None] = mapped_column(unique=True)
+            email: Mapped[str | None]
+            __mapper_args__: Any = {
+                "polymorphic_on": sa.case((sa.literal_column("is_lead"), "lead"), else_="account"),
+                "polymorphic_identity": "contact",
+            }
+
+        class Account(Contact):
+            __mapper_args__: Any = {"polymorphic_identity": "account"}
+
+        own: Any = Contact.__table__
+        own.create(application.engine)
+        with application.engine.begin() as connection:
+            connection.execute(sa.insert(own).values(is_lead=True, email="ana@x"))
+        mapping = declare_entities(
+            "user",
+            Account,
+            key="logto_id",
+            link="email",
+            columns={"email": "email"},
+            create_defaults={"is_lead": False},
+            when_deleted="delete",
+        )
+        copy = Copy(await application.map_tables(mapping))
+        await application.apply_all()
+        await copy.take([make.user_created(id="ana", email="ana@x", at=1_000).body])
+        assert application.rows(own, "is_lead", "logto_id") == [(False, "ana"), (True, None)]
+        await copy.take([make.user_deleted(id="ana", at=2_000).body])
+        assert application.rows(own, "is_lead", "logto_id") == [(True, None)]
+
+    Application.run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_membership_of_another_class_is_the_applications_own(
     kind: StoreKind, tmp_path: Path
 ) -> None:

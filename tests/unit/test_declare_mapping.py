@@ -200,6 +200,14 @@ def test_where_must_be_a_function() -> None:
         ({"when_deleted": {User.plan: None}}, "when_deleted sets plan to null, but it is NOT NULL"),
         ({"create_defaults": {"plan": None}}, "create_defaults sets plan to null, but it is"),
         ({"when_deleted": {User.plan: str}}, "when_deleted needs a value for plan, not a function"),
+        (
+            {"when_deleted": {User.plan: sa.func.now()}},
+            "when_deleted needs a value for plan, not SQL",
+        ),
+        (
+            {"create_defaults": {User.plan: User.email}},
+            "create_defaults needs a value for plan, not SQL",
+        ),
         ({"key": User.id}, "id is of type Integer(), which can't hold Logto's ID"),
         ({"key": User.seen_at}, "seen_at is of type DateTime(), which can't hold Logto's ID"),
     ],

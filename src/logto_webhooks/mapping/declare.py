@@ -228,9 +228,13 @@ def _find_mapper(target: Any) -> Any:
 def match_class(target: Any) -> list[sa.ColumnElement[bool]]:
     """Return the condition for the rows of a class and its subclasses, if others share its table;
     else none."""
-    if _find_discriminator(target) is None:
-        return []
     mapper = _find_mapper(target)
+    if mapper is None or mapper.polymorphic_identity is None or mapper.polymorphic_on is None:
+        return []
+    parts = visitors.iterate(mapper.polymorphic_on)
+    tables = {part.table for part in parts if isinstance(part, sa.Column)}
+    if not tables <= {mapper.local_table}:
+        return []  # each class has a table
     names = [own.polymorphic_identity for own in mapper.self_and_descendants]
     return [mapper.polymorphic_on.in_(names)]
 
@@ -255,6 +259,11 @@ def _read_values(
             raise finder.problem(
                 f"{option} needs a value for {column.name}, not a function"
                 f"{instead if option == 'create_defaults' else ''}"
+            )
+        if isinstance(value, sa.ClauseElement) or hasattr(value, "__clause_element__"):
+            raise finder.problem(
+                f"{option} needs a value for {column.name}, not SQL: let a default or a trigger of "
+                "the table set it"
             )
         if value is None and not takes_none(column):
             raise finder.problem(f"{option} sets {column.name} to null, but it is NOT NULL")
