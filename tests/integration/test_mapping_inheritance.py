@@ -9,7 +9,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from logto_webhooks.mapping.declare import declare_entities
+from logto_webhooks.errors import InvalidMapping
+from logto_webhooks.mapping.declare import declare_entities, find_table, match_class
 from logto_webhooks.mapping.declare_pairs import declare_members
 from logto_webhooks.testing import make
 from tests.integration.test_mapping_deletions import founded
@@ -67,6 +68,44 @@ def test_a_row_belongs_to_the_class_that_is_mapped(kind: StoreKind, tmp_path: Pa
         assert by_class == [*linked, ("admin", "admin"), ("contact", None)]
 
     Application.run(kind, tmp_path, live)
+
+
+def test_the_class_of_a_row_is_known_in_its_table() -> None:
+    """Also that of an abstract class, but not of one whose discriminator is in another table."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Person(Base):
+        __tablename__ = "people"
+        __mapper_args__: Any = {"polymorphic_on": "kind", "polymorphic_identity": "person"}
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        kind: Mapped[str]
+        logto_id: Mapped[str | None] = mapped_column(unique=True)
+
+    class Login(Person):
+        __mapper_args__: Any = {"polymorphic_abstract": True}
+
+    class Account(Login):
+        __mapper_args__: Any = {"polymorphic_identity": "account"}
+
+    class Employee(Person):
+        __tablename__ = "employees"
+        __mapper_args__: Any = {"polymorphic_identity": "employee"}
+
+        id: Mapped[int] = mapped_column(sa.ForeignKey(Person.id), primary_key=True)
+        badge: Mapped[str | None] = mapped_column(unique=True)
+
+    class Manager(Employee):
+        __mapper_args__: Any = {"polymorphic_identity": "manager"}
+
+    assert issubclass(Account, Login)
+    [of_login] = match_class(Login)
+    assert of_login.compile().params == {"kind_1": ["account"]}
+    assert match_class(Employee) == []
+    with pytest.raises(InvalidMapping, match="Manager shares the table with Employee"):
+        find_table(Manager)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -229,14 +229,20 @@ def match_class(target: Any) -> list[sa.ColumnElement[bool]]:
     """Return the condition for the rows of a class and its subclasses, if others share its table;
     else none."""
     mapper = _find_mapper(target)
-    if mapper is None or mapper.polymorphic_identity is None or mapper.polymorphic_on is None:
+    if mapper is None or mapper.polymorphic_on is None or not _is_told_in_own_table(mapper):
         return []
-    parts = visitors.iterate(mapper.polymorphic_on)
+    identities = [own.polymorphic_identity for own in mapper.self_and_descendants]
+    names = [identity for identity in identities if identity is not None]
+    is_one_of_several = mapper.inherits is not None or mapper.polymorphic_identity is not None
+    return [mapper.polymorphic_on.in_(names)] if is_one_of_several and names else []
+
+
+def _is_told_in_own_table(mapper: Any) -> bool:
+    """Whether the columns that tell the class of a row are in its own table, if any do."""
+    told_by = mapper.polymorphic_on
+    parts = [] if told_by is None else visitors.iterate(told_by)
     tables = {part.table for part in parts if isinstance(part, sa.Column)}
-    if not tables <= {mapper.local_table}:
-        return []  # each class has a table
-    names = [own.polymorphic_identity for own in mapper.self_and_descendants]
-    return [mapper.polymorphic_on.in_(names)]
+    return tables <= {mapper.local_table}
 
 
 def _find_discriminator(target: Any) -> sa.Column[Any] | None:
@@ -298,6 +304,13 @@ def find_table(target: Any) -> sa.Table:
                 problem="pass a mapped class or a Table",
             )
         table = local_table
+        if inspected.single and not _is_told_in_own_table(inspected):
+            other = inspected.inherits.class_.__name__
+            problem = (
+                f"{target.__name__} shares the table with {other}, and a column of another table "
+                f"tells which rows are whose: map {other} instead"
+            )
+            raise InvalidMapping(table=table.fullname, problem=problem)
     if not list(table.primary_key):
         raise InvalidMapping(table=table.fullname, problem="the table has no primary key")
     return table
