@@ -129,6 +129,7 @@ def test_without_a_service(kind: EngineKind, tmp_path: Path) -> None:
             assert (await get(app, CLAIMS))[1:] == ("ana", "ana@example.com")
             [listed] = await app.logto.mapping_counts()
             assert (listed.mapping, listed.ok) == ("own_users", 1)
+            await app.logto.close()
             if isinstance(app.engine, AsyncEngine):
                 await app.engine.dispose()
 

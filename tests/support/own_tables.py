@@ -137,8 +137,10 @@ class Application:
 
     @contextmanager
     def opened(self) -> Iterator[Application]:
-        """Close the engine that is used beside it in the end."""
+        """Close the synchronous engines in the end."""
         try:
             yield self
         finally:
             self.beside.dispose()
+            if isinstance(self.engine, sa.Engine):
+                self.engine.dispose()
