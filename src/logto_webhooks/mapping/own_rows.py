@@ -52,7 +52,7 @@ def find_own_row(connection: sa.Connection, mapping: EntityMapping, logto_id: st
             decoded = decode_ids([row_id], mapping.primary_key, connection.dialect)
             primary_key = decoded.get(row_id)
             if may_be_reused(mapping.primary_key, connection.dialect):
-                texts = _read_texts(mapping, row)
+                texts = _read_texts(mapping, logto_id, row)
         elif mapping.when_deleted == "unlink" and stored.is_settled:
             row_id = None  # the application deleted the row, so another one may have its key
     if stored is not None and row_id is not None:
@@ -69,18 +69,20 @@ def find_own_row(connection: sa.Connection, mapping: EntityMapping, logto_id: st
     return _explain_absence(mapping, logto_id, row, stored)
 
 
-def _read_texts(mapping: EntityMapping, row: Any) -> dict[str, str]:
+def _read_texts(mapping: EntityMapping, logto_id: str, row: Any) -> dict[str, str]:
     """Return the texts with which a record's row was written."""
-    evaluated = _call(mapping, mapping.evaluate, row)
+    evaluated = _call(mapping, mapping.evaluate, logto_id, row)
     columns = evaluated.columns if isinstance(evaluated, OwnValues) else {}
     return {name: value for name, value in columns.items() if isinstance(value, str)}
 
 
-def _call(mapping: EntityMapping, function: Callable[[Any], T], row: Any) -> T | Exception:
+def _call(
+    mapping: EntityMapping, function: Callable[[Any], T], logto_id: str, row: Any
+) -> T | Exception:
     """Call functions of the application, within a time limit."""
     if not mapping.has_functions:
         return function(row)
-    return FunctionCaller(SHARED_S).call(mapping.name, function, {"": row})[""]
+    return FunctionCaller(SHARED_S).call(mapping.name, function, {logto_id: row})[logto_id]
 
 
 def _explain_deletion(mapping: EntityMapping, stored: RowState) -> str:
@@ -95,7 +97,7 @@ def _explain_absence(
 ) -> OwnRow:
     if stored is not None and not stored.is_settled:
         return OwnRow(state="waits", reason=stored.reason or stored.state)
-    is_wanted = _call(mapping, mapping.where, row)
+    is_wanted = _call(mapping, mapping.where, logto_id, row)
     if isinstance(is_wanted, Exception):
         return OwnRow(state="waits", reason=describe_raised(is_wanted))
     if not is_wanted:
