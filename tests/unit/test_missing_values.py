@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from threading import Event
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from msgspec import Struct
 
+from logto_webhooks.mapping.functions import FunctionCaller, NotEvaluated
 from logto_webhooks.mapping.missing_values import CannotTell, MissingValues
 
 own = sa.table(
@@ -108,7 +111,7 @@ def test_a_missing_value_is_never_equal(
     function: Callable[[User], Any], user: User, says: str
 ) -> None:
     """Whatever branches the function has, and what it converts."""
-    condition = MissingValues(function, call).ignore(user, function(user))
+    condition = MissingValues(function, call).ignore("ana", user, function(user))
     assert describe(condition) == says
 
 
@@ -118,6 +121,25 @@ def test_what_cannot_be_told_is_said() -> None:
         phone = user.phone and weekdays[user.phone]
         return own.phone == phone
 
-    said = MissingValues(by_weekday, call).ignore(User(), by_weekday(User()))
+    said = MissingValues(by_weekday, call).ignore("ana", User(), by_weekday(User()))
     assert isinstance(said, CannotTell)
     assert "fails if phone has a value" in str(said)
+
+
+def test_a_call_that_does_not_return_holds_up_no_other_record() -> None:
+    may_return = Event()
+    stuck: list[User] = []
+
+    def by_phone(user: User) -> Any:
+        if user.phone and not stuck:
+            stuck.append(user)
+            may_return.wait(60)
+        return own.phone == user.phone
+
+    def ignore(logto_id: str) -> Any:
+        values = MissingValues(by_phone, partial(FunctionCaller(0.5).call, "users"))
+        return values.ignore(logto_id, User(), by_phone(User()))
+
+    assert isinstance(ignore("ana"), NotEvaluated)
+    assert describe(ignore("bo")) == "phone = NULL"
+    may_return.set()

@@ -470,10 +470,7 @@ class MappingStore:
             mapped_rows.c.mapping == name, mapped_rows.c.deleted_at > LONG_AGO
         )
         ids = self._connection.scalars(deleted.limit(AT_ONCE)).all()
-        statement = sa.update(mapped_rows).where(
-            mapped_rows.c.mapping == name, among(mapped_rows.c.logto_id, "ids")
-        )
-        self._connection.execute(statement.values(deleted_at=LONG_AGO), {"ids": list(ids)})
+        _set_deleted_at(self._connection, name, ids, LONG_AGO)
         return len(ids)
 
     def list_unconfirmed(self, limit: int, after_ms: int) -> list[Key]:
@@ -825,18 +822,12 @@ class StateStore:
     def note_deletions(self, ids: Collection[str], *, count: bool) -> None:
         """Note that the rows of records were deleted, or unlinked. `count` them as lately deleted,
         or not."""
-        statement = sa.update(mapped_rows).where(
-            mapped_rows.c.mapping == self._mapping, among(mapped_rows.c.logto_id, "ids")
-        )
         deleted_at = now() if count else LONG_AGO
-        self._connection.execute(statement.values(deleted_at=deleted_at), {"ids": list(ids)})
+        _set_deleted_at(self._connection, self._mapping, ids, deleted_at)
 
     def forget_deletions(self, ids: Collection[str]) -> None:
         """Forget that the rows of records were unlinked: they have them again."""
-        statement = sa.update(mapped_rows).where(
-            mapped_rows.c.mapping == self._mapping, among(mapped_rows.c.logto_id, "ids")
-        )
-        self._connection.execute(statement.values(deleted_at=None), {"ids": list(ids)})
+        _set_deleted_at(self._connection, self._mapping, ids, None)
 
     def find_deleted(self, ids: Collection[str]) -> set[str]:
         """Return those of the records whose rows were deleted, or unlinked, and that haven't got
@@ -872,3 +863,12 @@ class StateStore:
     def _was_deleted(self, window_ms: int) -> sa.ColumnElement[bool]:
         deleted_at = mapped_rows.c.deleted_at
         return sa.and_(deleted_at.is_not(None), deleted_at > now() - window_ms)
+
+
+def _set_deleted_at(
+    connection: sa.Connection, mapping: str, ids: Collection[str], deleted_at: int | None
+) -> None:
+    statement = sa.update(mapped_rows).where(
+        mapped_rows.c.mapping == mapping, among(mapped_rows.c.logto_id, "ids")
+    )
+    connection.execute(statement.values(deleted_at=deleted_at), {"ids": list(ids)})

@@ -124,7 +124,7 @@ class LinkFinder:
         conditions = self._call(self._link.condition, rows)
         missing_values = MissingValues(self._link.condition, self._call)
         for logto_id, condition in conditions.items():
-            is_linked = missing_values.ignore(rows[logto_id], condition)
+            is_linked = missing_values.ignore(logto_id, rows[logto_id], condition)
             if isinstance(is_linked, Exception):
                 links[logto_id] = is_linked
                 continue

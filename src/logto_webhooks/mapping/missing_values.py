@@ -10,7 +10,7 @@ compared with the missing one.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -80,22 +80,22 @@ class MissingValues:
         # Records that lack the same values mostly get the same condition.
         self._known: dict[tuple[frozenset[Path], frozenset[str]], frozenset[str] | Exception] = {}
 
-    def ignore(self, row: Any, condition: Any) -> Any:
+    def ignore(self, logto_id: str, row: Any, condition: Any) -> Any:
         """Return the condition for a record, in which comparisons with values that it lacks are
         never true; or an exception if these can't be told from others."""
         if not isinstance(condition, sa.ColumnElement) or not (nulls := _count_nulls(condition)):
             return condition
-        lacking = self._list_lacking(row)
+        lacking = self._list_lacking(logto_id, row)
         known = (lacking, frozenset(nulls))
         if known not in self._known:
-            missing = self._find_missing(row, nulls, lacking)
+            missing = self._find_missing(logto_id, row, nulls, lacking)
             if isinstance(missing, NotEvaluated):
                 return missing
             self._known[known] = missing
         missing = self._known[known]
         return missing if isinstance(missing, Exception) else _compare_with_null(condition, missing)
 
-    def _list_lacking(self, row: Any) -> frozenset[Path]:
+    def _list_lacking(self, logto_id: str, row: Any) -> frozenset[Path]:
         """List the fields without a value, and what the function asks for in JSON documents that
         they lack."""
         lacking: set[Path] = set()
@@ -104,28 +104,33 @@ class MissingValues:
             for name in row.__struct_fields__
             if isinstance(value := getattr(row, name), dict)
         }
-        self._call(self._function, {"": replace(row, **noting)})
+        self._call(self._function, {logto_id: replace(row, **noting)})
         fields = {(name,) for name in row.__struct_fields__ if getattr(row, name) is None}
         return frozenset(lacking | fields)
 
     def _find_missing(
-        self, row: Any, nulls: Counter[str], lacking: frozenset[Path]
+        self, logto_id: str, row: Any, nulls: Counter[str], lacking: frozenset[Path]
     ) -> frozenset[str] | Exception:
+        """Find what is compared with NULL only because the record lacks a value."""
         missing: set[str] = set()
         left = set(lacking)
         for example in _EXAMPLES:
-            rows = {str(path): (path, _put(row, path, example)) for path in left}
-            conditions = self._call(self._function, {name: new for name, (_, new) in rows.items()})
-            for name, (path, _) in rows.items():
-                condition = conditions[name]
+            for path, condition in self._call_with(example, logto_id, row, left).items():
                 if isinstance(condition, NotEvaluated):
                     return condition
                 if not isinstance(condition, Exception):
                     left.discard(path)
-                    missing.update(
-                        (nulls - _count_nulls(condition)).keys() & _list_compared(condition)
-                    )
+                    missing |= (nulls - _count_nulls(condition)).keys() & _list_compared(condition)
         return CannotTell(min(left)) if left else frozenset(missing)
+
+    def _call_with(
+        self, example: Any, logto_id: str, row: Any, paths: Collection[Path]
+    ) -> dict[Path, Any]:
+        """Call the function once for each path, with a row that has an example there."""
+        names = {path: f"{logto_id} {path}" for path in paths}  # no other record has to wait
+        rows = {names[path]: _put(row, path, example) for path in paths}
+        conditions = self._call(self._function, rows)
+        return {path: conditions[names[path]] for path in paths}
 
 
 class _NotingDict(dict[str, Any]):
