@@ -866,7 +866,10 @@ class StateStore:
 
 
 def _set_deleted_at(
-    connection: sa.Connection, mapping: str, ids: Collection[str], deleted_at: int | None
+    connection: sa.Connection,
+    mapping: str,
+    ids: Collection[str],
+    deleted_at: sa.ColumnElement[int] | int | None,
 ) -> None:
     statement = sa.update(mapped_rows).where(
         mapped_rows.c.mapping == mapping, among(mapped_rows.c.logto_id, "ids")
