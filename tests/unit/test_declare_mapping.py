@@ -208,6 +208,10 @@ def test_where_must_be_a_function() -> None:
             {"create_defaults": {User.plan: User.email}},
             "create_defaults needs a value for plan, not SQL",
         ),
+        (
+            {"columns": {User.plan: "name"}, "create_defaults": {User.plan: "free"}},
+            "create_defaults would have no effect on plan, which is in columns: leave it out of ",
+        ),
         ({"key": User.id}, "id is of type Integer(), which can't hold Logto's ID"),
         ({"key": User.seen_at}, "seen_at is of type DateTime(), which can't hold Logto's ID"),
     ],

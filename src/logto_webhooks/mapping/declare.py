@@ -172,7 +172,7 @@ def declare_entities(
     called = {finder.find(name).key for name, source in columns.items() if is_function(source)}
     own_link = _find_link(kind, link, finder, read_by_key, called, problem)
     functions = [where, own_link and own_link.condition, *columns.values(), *(fill or {}).values()]
-    defaults = read_defaults(create_defaults or {}, finder)
+    defaults = read_defaults(create_defaults or {}, finder, read_by_key)
     mapping = EntityMapping(
         name=str(table.fullname),  # a subclass of str can't be encoded
         kind=kind,
@@ -211,13 +211,21 @@ def declare_entities(
     return mapping
 
 
-def read_defaults(defaults: Mapping[ColumnName, Any], finder: ColumnFinder) -> dict[str, Any]:
+def read_defaults(
+    defaults: Mapping[ColumnName, Any], finder: ColumnFinder, columns: Collection[str]
+) -> dict[str, Any]:
     """Return the defaults by column, and what tells the class of a row from others' in its table.
-    Raises InvalidMapping."""
+    Raises InvalidMapping, also for a default of one of the mapped `columns`."""
+    values = _read_values("create_defaults", defaults, finder)
+    if twice := values.keys() & set(columns):
+        raise finder.problem(
+            f"create_defaults would have no effect on {min(twice)}, which is in columns: leave it "
+            "out of one of them, or put the column in fill"
+        )
     of_class = {}
     if (column := _find_discriminator(finder.target)) is not None:
         of_class = {column.key: _find_mapper(finder.target).polymorphic_identity}
-    return of_class | _read_values("create_defaults", defaults, finder)
+    return of_class | values
 
 
 def _find_mapper(target: Any) -> Any:

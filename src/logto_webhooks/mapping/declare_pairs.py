@@ -214,7 +214,7 @@ def _declare(
     for key in keys:
         if keys.count(key) > 1 or key in reads:
             raise problem(f"{key} would be filled twice")
-    defaults = read_defaults(create_defaults or {}, finder)
+    defaults = read_defaults(create_defaults or {}, finder, {*keys, *reads})
     check_required(table, {*keys, *reads, *defaults}, problem)
     described = [
         [end.column, *end.referred, getattr(end, "by", ""), getattr(end, "match", "")]
