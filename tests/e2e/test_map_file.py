@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,9 +54,9 @@ def database(
         del sys.modules[name]
 
 
-def serve(database: OwnDatabase) -> Service:
+def serve(database: OwnDatabase, *options: str) -> Service:
     variables: dict[str, Any] = database.variables
-    return Service(database.folder, **variables)
+    return Service(database.folder, *options, **variables)
 
 
 def users(database: OwnDatabase) -> dict[str, tuple[Any, ...]]:
@@ -111,6 +112,30 @@ def test_the_page_does_what_it_says(tmp_path: Path) -> None:
             page.follow(PAGE.read_text().partition("\n## The sections\n")[0])
         finally:
             page.end()
+
+
+def test_a_handler_beside_the_file_welcomes_each_user_once(database: OwnDatabase) -> None:
+    """As the page shows it. It waits for a row that is a conflict."""
+    database.write(FILE)
+    [code] = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    database.write(code, "welcome.py")
+    database.execute(
+        "INSERT INTO users (email, plan, active) VALUES ('bo@x.example', 'free', true)"
+    )
+    database.execute("UPDATE users SET logto_user_id = 'other' WHERE email = 'bo@x.example'")
+    ana = make.user_created(id="ana", email="ana@example.com")
+    bo = make.user_created(id="bo", email="bo@x.example")
+    welcomes = "SELECT text FROM welcomes ORDER BY text"
+    with serve(database, "--app", "welcome:logto") as service:
+        for delivery in [ana, bo, ana]:
+            assert service.post(delivery).status_code == 200
+        until(lambda: database.rows(welcomes), lambda: service.log)
+        service.wait_for_log("a handler asked for a retry")
+        assert database.rows(welcomes) == [("Welcome, ana@example.com!",)]
+        database.execute("UPDATE users SET email = 'other@x.example' WHERE email = 'bo@x.example'")
+        command("mapping", "apply", folder=database.folder, **database.variables)
+        until(lambda: len(database.rows(welcomes)) == 2, lambda: service.log)
+    assert database.rows(welcomes)[1] == ("Welcome, bo@x.example!",)
 
 
 @pytest.mark.parametrize("name", ["backfill", "reconcile"])
