@@ -129,7 +129,7 @@ def test_a_handler_beside_the_file_welcomes_each_user_once(database: OwnDatabase
     with serve(database, "--app", "welcome:logto") as service:
         for delivery in [ana, bo, ana]:
             assert service.post(delivery).status_code == 200
-        until(lambda: database.rows(welcomes), lambda: service.log)
+        until(lambda: bool(database.rows(welcomes)), lambda: service.log)
         service.wait_for_log("a handler asked for a retry")
         assert database.rows(welcomes) == [("Welcome, ana@example.com!",)]
         database.execute("UPDATE users SET email = 'other@x.example' WHERE email = 'bo@x.example'")

@@ -301,6 +301,25 @@ async def a_mapped_column_that_does_not_exist(clinic: Clinic) -> list[Finding]:
     return await _ask_who_maps_people(clinic, another)
 
 
+@finds("mapping_incomplete")
+async def a_mapping_of_members_without_their_teams(clinic: Clinic) -> list[Finding]:
+    another = await clinic.another(
+        "CREATE TABLE members (team_id INTEGER, user_id TEXT, PRIMARY KEY (team_id, user_id))"
+    )
+    theirs = _application(clinic.settings | another)
+    teams = sa.Table("teams", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True))
+    members = sa.Table(
+        "members",
+        teams.metadata,
+        sa.Column("team_id", sa.ForeignKey(teams.c.id), primary_key=True),
+        sa.Column("user_id", sa.Text, primary_key=True),
+    )
+    theirs.map_members(members, organization="team_id", user="user_id")
+    found = await clinic.ask("mappings", application=theirs, **another)
+    await theirs.close()
+    return found
+
+
 @finds("mapping_file_invalid")
 async def a_file_that_names_a_table_that_does_not_exist(clinic: Clinic) -> list[Finding]:
     section = 'table = "people"\nkey = "logto_id"\nwhen_deleted = "keep"'

@@ -472,6 +472,8 @@ async def check_mappings(context: CheckContext) -> list[Finding]:
     faults = []
     if own_schema.file_problem:
         faults.append(make_finding("mapping_file_invalid", problem=own_schema.file_problem))
+    if own_schema.incomplete:
+        faults.append(make_finding("mapping_incomplete", problem=own_schema.incomplete))
     if missing := own_schema.missing:
         problems = ". ".join(dict.fromkeys(missing.values()))
         faults.append(

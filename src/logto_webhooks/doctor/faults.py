@@ -230,6 +230,10 @@ FAULTS: Final[dict[str, Fault]] = {
         "Run your migrations. Until then, the rows of {mappings:this mapping|these mappings} "
         "aren't written.",
     ),
+    "mapping_incomplete": _broken(
+        "{problem}",
+        "Until then, your application doesn't start, nor do serve and worker with it.",
+    ),
     "mapping_file_invalid": _broken(
         "{problem}",
         "Correct the file, or run your migrations. Until then, serve and worker don't start with "

@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from logto_webhooks.database.sessions import APP_SCHEMAS
 from logto_webhooks.database.store import Store
+from logto_webhooks.errors import InvalidMapping
 from logto_webhooks.mapping import Mappings
 from logto_webhooks.mapping.cascades import describe_in_database, read_cascades
 from logto_webhooks.mapping.declare import EntityMapping
@@ -22,9 +23,10 @@ class OwnSchema(Struct, frozen=True, kw_only=True):
     """What is wrong with the database. `missing` says for mappings, by name, which table or columns
     don't exist. `unindexed` are the columns that say whose row it is, if they have no unique index.
     `cascades` says what foreign keys do to rows that they shouldn't. `file_problem` says why a file
-    with mappings can't be used."""
+    with mappings can't be used, `incomplete` why an application with these mappings can't start."""
 
     file_problem: str = ""
+    incomplete: str = ""
     missing: dict[str, str] = {}
     unindexed: list[str] = []
     cascades: list[str] = []
@@ -35,6 +37,7 @@ def inspect_own_schema(store: Store, mappings: Mappings) -> OwnSchema:
     catalog = _Catalog(store.connection)
     missing = {mapping.name: _find_missing(catalog, mapping) for mapping in mappings.all}
     return OwnSchema(
+        incomplete=_find_incomplete(mappings),
         missing={name: problem for name, problem in missing.items() if problem},
         unindexed=[
             *(
@@ -50,6 +53,14 @@ def inspect_own_schema(store: Store, mappings: Mappings) -> OwnSchema:
         ],
         cascades=_list_cascades(store.connection, mappings),
     )
+
+
+def _find_incomplete(mappings: Mappings) -> str:
+    try:
+        mappings.check_complete()
+    except InvalidMapping as error:
+        return str(error)
+    return ""
 
 
 def find_missing(store: Store, mapping: EntityMapping | PairMapping) -> str:
