@@ -39,7 +39,7 @@ from logto_webhooks.testing import SIGNING_KEY, make
 from tests.support import postgres
 from tests.support.service import Service, command, one_line, wait_until_done
 from tests.support.stores import delivery
-from tests.support.waiting import until
+from tests.support.waiting import eventually, until
 
 
 class Relay:
@@ -478,6 +478,41 @@ def test_spooled_files_that_cannot_be_read_hold_back_no_other(tmp_path: Path, co
         told = [type(each) for each in reports]
         assert (told.count(NotUnspooled), told.count(Unspooled)) == (count, 1)
         assert spool.count() == count
+        await database.host.close()
+
+    asyncio.run(main())
+
+
+def test_a_spooled_delivery_that_the_database_refuses_is_stored_when_it_takes_it(
+    tmp_path: Path,
+) -> None:
+    """A trigger fails for a while. The file waits, is counted, and holds back no other."""
+
+    async def main() -> None:
+        database = _on(tmp_path)
+        await database.open()
+        reports: list[TelemetryEvent] = []
+        spool = SpoolDirectory(tmp_path / "spool")
+        spool.make()
+        spool.write([delivery(make.user_created(id=name).body) for name in ("ana", "bo", "cy")])
+        refuse = (
+            "CREATE TRIGGER audit BEFORE INSERT ON logto_deliveries WHEN NEW.subject = 'user:bo' "
+            "BEGIN SELECT RAISE(ABORT, 'no partition'); END"
+        )
+        await database.host.run(lambda store: store.connection.exec_driver_sql(refuse))
+        unspooler = Unspooler(spool, database.host, reports.append, lambda: None)
+        assert [await unspooler.turn() for _ in range(3)] == [2, 0, 0]
+        assert spool.count() == 1
+        problems = [each.problem for each in reports if isinstance(each, NotUnspooled)]
+        assert len(problems) == 1
+        drop = "DROP TRIGGER audit"
+        await database.host.run(lambda store: store.connection.exec_driver_sql(drop))
+
+        async def is_stored() -> bool:
+            return await unspooler.turn() == 1
+
+        await eventually(is_stored)
+        assert spool.count() == 0
         await database.host.close()
 
     asyncio.run(main())

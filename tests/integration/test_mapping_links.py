@@ -18,6 +18,7 @@ from logto_webhooks.database.schema import records
 from logto_webhooks.errors import InvalidMapping
 from logto_webhooks.mapping import functions
 from logto_webhooks.mapping.apply import UNSETTLED, SlowRows, apply_all, retry_unsettled
+from logto_webhooks.mapping.check import Difference, find_differences
 from logto_webhooks.mapping.declare_pairs import declare_members
 from logto_webhooks.mapping.links import OF_ANOTHER
 from logto_webhooks.testing import make
@@ -239,10 +240,16 @@ def test_members_of_a_composite_key_are_refused(tmp_path: Path) -> None:
         declare_members(members, organization="team", user="user")
 
 
+async def find(application: Application, logto_id: str) -> list[Difference]:
+    """Find what differs of a record."""
+    pages = find_differences(application.host, application.mappings)
+    return [each async for page in pages for each in page if each.logto_id == logto_id]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_value_that_a_user_lacks_finds_nobody(kind: StoreKind, tmp_path: Path) -> None:
-    """`column == None` is IS NULL in SQL: the rows of all others who lack it. An IS NULL that the
-    function always has is right."""
+    """`column == None` is IS NULL in SQL: the rows of all others who lack it. What looks the same
+    is a conflict, which says how to write it."""
 
     async def live(application: Application) -> None:
         own = application.users.c
@@ -270,6 +277,16 @@ def test_a_value_that_a_user_lacks_finds_nobody(kind: StoreKind, tmp_path: Path)
         copy = Copy(await application.map(link=find_nameless))
         await application.apply_all()
         await copy.take([created("ana", "ana@x")])
+        rows = application.rows(application.users, "email", "logto_user_id")
+        assert [row for row in rows if row[0] == "ana@x"] == [("ana@x", None)]
+        [difference] = await find(application, "ana")
+        assert "with users.first_name IS NULL, and it can't be told" in str(difference.reason)
+
+        def find_without_name(user: Any) -> sa.ColumnElement[bool]:
+            return sa.and_(own.email == user.email, sa.func.coalesce(own.first_name, "") == "")
+
+        await application.map(link=find_without_name)
+        await application.apply_all()
         rows = application.rows(application.users, "email", "logto_user_id")
         assert [row for row in rows if row[0] == "ana@x"] == [("ana@x", "ana")]
 

@@ -206,9 +206,30 @@ def decode_ids(
     return decoded
 
 
+def can_be_decoded(
+    primary_key: Sequence[Any], columns: Sequence[sa.Column[Any]], dialect: sa.Dialect
+) -> bool:
+    """Whether a row can be found again by its primary key: a type of the application may give back
+    objects of its own, and not accept what `encode_id` makes of them."""
+    if not any(isinstance(column.type, sa.types.TypeDecorator) for column in columns):
+        return True
+    with suppress(Exception):  # of the application's type
+        decoded = decode_id(encode_id(primary_key), columns, dialect)
+        return all(
+            _send(column, before, dialect) == _send(column, after, dialect)
+            for column, before, after in zip(columns, primary_key, decoded, strict=True)
+        )
+    return False
+
+
+def _send(column: sa.Column[Any], value: Any, dialect: sa.Dialect) -> Any:
+    bind = column.type.dialect_impl(dialect).bind_processor(dialect) or _keep
+    return bind(value)
+
+
 def _decode_value(column_type: sa.types.TypeEngine[Any], value: Any, dialect: sa.Dialect) -> Any:
     if not isinstance(column_type, sa.types.TypeDecorator):
-        return _find_reader(column_type)(value)
+        return _find_reader(column_type.dialect_impl(dialect))(value)  # it may be a variant
     bind = column_type.dialect_impl(dialect).bind_processor(dialect) or _keep
     for read in (_find_reader(column_type.impl_instance), _keep, uuid.UUID):
         with suppress(Exception):  # of the application's type

@@ -177,7 +177,7 @@ class SpoolDirectory:
             (self._folder / name).unlink(missing_ok=True)
 
     def set_aside(self, name: str) -> None:
-        """Rename a file that can't be stored, so that it isn't tried again. Raises OSError."""
+        """Rename a file that holds no delivery, so that it isn't tried again. Raises OSError."""
         with contextlib.suppress(FileNotFoundError):
             os.replace(self._folder / name, self._folder / f"{name}.refused")
 
@@ -258,6 +258,7 @@ LOOK_S: Final = 1.0
 MAX_ROWS: Final = 512
 MAX_BYTES: Final = 16 * 2**20
 MAX_NAMES: Final = 100_000  # in memory, although a directory can have more files
+LONGEST_WAIT_S: Final = 60.0  # until a file that the database refused is tried again
 
 
 class Unspooler:
@@ -277,6 +278,7 @@ class Unspooler:
         self._stored = stored
         self._reported: set[str] = set()  # files that can't be read or renamed
         self._failed: set[str] = set()  # files that this turn skips from now on
+        self._refused: dict[str, tuple[float, float]] = {}  # -> its wait, and when that ends
         self._sizer = BatchSizer(STORE_S / 2, MAX_ROWS)
 
     async def keep(self) -> None:
@@ -292,7 +294,8 @@ class Unspooler:
     async def turn(self) -> int:
         """Store all deliveries that can be stored. Return how many. Raises StoreUnavailable,
         OSError."""
-        self._failed.clear()
+        now = time.monotonic()
+        self._failed = {name for name, (_, due_at) in self._refused.items() if due_at > now}
         await run_in_thread(self._spool.finish)
         stored = 0
         while names := await run_in_thread(self._spool.oldest, MAX_NAMES, self._failed):
@@ -330,12 +333,10 @@ class Unspooler:
         except (RowRejected, TimedOut) as error:
             if len(spooled) == 1:
                 name = spooled[0][0]
-                if isinstance(
-                    error, TimedOut
-                ):  # another transaction inserts the same digest: try again later
+                if isinstance(error, TimedOut):  # another transaction inserts the same digest
                     self._failed.add(name)
                 else:
-                    self._refuse(name, str(error))
+                    self._try_later(name, str(error))
                 return 0
             # A bad row must not harm others: halve the batch until it is alone.
             middle = len(spooled) // 2
@@ -344,13 +345,23 @@ class Unspooler:
             self._sizer.shrink()
             raise
         self._sizer.adjust(len(spooled), time.perf_counter() - started)
+        for name, _ in spooled:
+            self._refused.pop(name, None)
         await run_in_thread(self._spool.remove, [name for name, _ in spooled])
         self._observe(Unspooled(len(spooled)))
         self._stored()
         return len(spooled)
 
+    def _try_later(self, name: str, problem: str) -> None:
+        """Keep a file that the database refuses: a trigger that fails may be mended. Wait twice as
+        long each time."""
+        wait_s, _ = self._refused.get(name, (LOOK_S / 2, 0.0))
+        wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+        self._refused[name] = (wait_s, time.monotonic() + wait_s)
+        self._report_once(name, problem)
+
     def _refuse(self, name: str, problem: str) -> None:
-        """Rename a file that can't be stored."""
+        """Rename a file that holds no delivery."""
         try:
             self._spool.set_aside(name)
         except OSError as error:

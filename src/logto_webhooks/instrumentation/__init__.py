@@ -140,7 +140,7 @@ class Unspooled(TelemetryEvent, frozen=True):
 
 
 class NotUnspooled(TelemetryEvent, frozen=True):
-    """A file in the spool directory can't be stored. It was renamed."""
+    """A file in the spool directory can't be stored yet, or holds no delivery and was renamed."""
 
     level = logging.ERROR
     message = "a spooled delivery can't be stored"

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.store import Store
-from logto_webhooks.deliveries import RECENT, typical_delay
+from logto_webhooks.deliveries import FUTURE_MS, RECENT, typical_delay
 from logto_webhooks.errors import InvalidApiResponse
 from logto_webhooks.events.base import Id
 from logto_webhooks.events.organizations import Organization
@@ -40,6 +40,7 @@ from logto_webhooks.records.record import (
 
 T = TypeVar("T")
 PAGE: Final = 100  # items per page, Logto's maximum
+DAY_MS: Final = 86_400_000
 SECOND_MS: Final = 1000  # the precision of the header Date, which may be as old
 UNKNOWN_MS: Final = 5000  # how long after its request an answer without a date may be made
 _OWN: Final = (*DOUBTS, UNKNOWN_CHANGE)
@@ -94,7 +95,8 @@ def read_span(answered: ApiResponse, delay: int | None) -> Span:
     If a span begins too late, changes after the answer count as older. If it ends too early, the
     answer counts as older than it is. Too long a span only costs more requests. So there are two
     independent bounds, the dates of Logto's answers and our clock less the delay, and the wider one
-    counts. Without deliveries, each gets a margin of a second.
+    counts. Without deliveries, each gets a margin of a second. A date far in the future is wrong:
+    each later change of the record would be in doubt until then.
     """
     ours = answered.asked_at - (delay or 0)
     if answered.date is None:
@@ -103,7 +105,8 @@ def read_span(answered: ApiResponse, delay: int | None) -> Span:
     dated = answered.asked_after or answered.date - answered.took
     # Clocks count whole milliseconds. Within one, the order is unknown.
     at = min(ours, dated) - (SECOND_MS if delay is None else 0) - 1
-    return Span(at, max(ours + answered.took, answered.date) + 2 * SECOND_MS)
+    latest = ours + answered.took + (DAY_MS if delay is None else FUTURE_MS)
+    return Span(at, min(max(ours + answered.took, answered.date), latest) + 2 * SECOND_MS)
 
 
 SpanClock = Callable[[ApiResponse], Span]

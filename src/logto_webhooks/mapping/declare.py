@@ -7,6 +7,7 @@ database.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
@@ -19,6 +20,7 @@ from logto_webhooks.errors import InvalidMapping
 from logto_webhooks.events.local import OrganizationRow, UserRow
 from logto_webhooks.mapping.definition import describe_definition
 from logto_webhooks.mapping.sources import (
+    FunctionFailed,
     check_function,
     check_type,
     find_python_type,
@@ -39,8 +41,7 @@ ROW_TYPES: Final[dict[MappedKind, type[Struct]]] = {
     "organization": OrganizationRow,
 }
 _JSON_FIELDS: Final = ("profile", "custom_data", "identities")
-# By which column of the mirror a linked column is compared if none is mapped to it.
-_FOLDED: Final = "email"
+_FOLDED: Final = "email"  # in it, the case of letters doesn't tell mailboxes apart
 
 
 class KeyColumn(Struct, frozen=True):
@@ -169,8 +170,8 @@ def declare_entities(
         finder.find(name).key: make_reader(ROW_TYPES[kind], source, finder.find(name), problem)
         for name, source in columns.items()
     }
-    called = {finder.find(name).key for name, source in columns.items() if is_function(source)}
-    own_link = _find_link(kind, link, finder, read_by_key, called, problem)
+    sources = {finder.find(name).key: source for name, source in columns.items()}
+    own_link = _find_link(kind, link, finder, read_by_key, sources, problem)
     functions = [where, own_link and own_link.condition, *columns.values(), *(fill or {}).values()]
     defaults = read_defaults(create_defaults or {}, finder, read_by_key)
     mapping = EntityMapping(
@@ -434,16 +435,34 @@ def make_reader(
 
 
 def _fit_to(column: sa.Column[Any]) -> Read:
-    """Times and days are in UTC where a column has no time zone. A tuple is written as a list."""
-    if isinstance(column.type, sa.DateTime) and not column.type.timezone:
+    """Times and days are in UTC where a value or its column has no time zone. A tuple is written as
+    a list."""
+    if isinstance(column.type, sa.DateTime):
+        zone = UTC if column.type.timezone else None
         return lambda value: (
-            value.astimezone(UTC).replace(tzinfo=None) if isinstance(value, datetime) else value
+            _to_utc(value).replace(tzinfo=zone) if isinstance(value, datetime) else value
         )
     if isinstance(column.type, sa.Date):
-        return lambda value: value.astimezone(UTC).date() if isinstance(value, datetime) else value
+        return lambda value: _to_utc(value).date() if isinstance(value, datetime) else value
     if isinstance(column.type, sa.ARRAY | sa.JSON):
-        return lambda value: list(value) if isinstance(value, tuple) else value
+        length = getattr(getattr(column.type, "item_type", None), "length", None) or sys.maxsize
+        return lambda value: _check_lengths(
+            list(value) if isinstance(value, tuple) else value, length, column.name
+        )
     return lambda value: value
+
+
+def _check_lengths(items: Any, length: int, name: str) -> Any:
+    """Refuse texts that are too long for an array: SQLAlchemy's cast would cut them off."""
+    is_list = isinstance(items, list | set | frozenset)
+    if is_list and any(isinstance(item, str) and len(item) > length for item in items):
+        raise FunctionFailed(f"a text is longer than the {length} letters of an item of {name}")
+    return items
+
+
+def _to_utc(moment: datetime) -> datetime:
+    """Return a time in UTC. One without a zone is in UTC already, whatever this process has."""
+    return moment if moment.tzinfo is None else moment.astimezone(UTC)
 
 
 def _find_link(
@@ -451,7 +470,7 @@ def _find_link(
     link: Any,
     finder: ColumnFinder,
     columns: dict[str, Read],
-    called: Collection[str],
+    sources: Mapping[str, str | Read],
     problem: Problem,
 ) -> Link | None:
     if link is None:
@@ -464,8 +483,9 @@ def _find_link(
         if column.key not in ROW_TYPES[kind].__struct_fields__:
             raise problem(f"map {column.name}, by which rows are linked, or pass a function")
         read = make_reader(ROW_TYPES[kind], column.key, column, problem)
-    folds_case = column.key == _FOLDED or "email" in column.key.lower()
-    return Link(column, read, folds_case, calls=column.key in called)
+    source = sources.get(column.key, column.key)
+    folds_case = source == _FOLDED or _FOLDED in column.key.lower()
+    return Link(column, read, folds_case, calls=is_function(source))
 
 
 def _is_attribute(value: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, Literal
+from uuid import UUID
 
 import sqlalchemy as sa
 from msgspec import Struct
@@ -25,7 +26,7 @@ from logto_webhooks.mapping.declare import (
     read_defaults,
 )
 from logto_webhooks.mapping.definition import describe_definition
-from logto_webhooks.mapping.sources import is_function
+from logto_webhooks.mapping.sources import find_python_type, is_function
 
 PairKind = Literal["member", "user_role", "member_role"]
 EndKind = Literal["organization", "user", "member", "role"]
@@ -249,7 +250,20 @@ def _find_end(kind: Literal["organization", "user"], name: ColumnName, finder: C
     referred = tuple(dict.fromkeys(_list_referred(column, finder)))
     if not referred:
         finder.check_id(column)
+    for parent in referred:
+        _check_same_type(column, parent, finder)
     return End(kind, column, referred)
+
+
+def _check_same_type(column: sa.Column[Any], parent: sa.Column[Any], finder: ColumnFinder) -> None:
+    """Check that values of a column can be compared with those to which it refers. Raises
+    InvalidMapping."""
+    own, theirs = find_python_type(column), find_python_type(parent)
+    if own is not theirs and UUID in (own, theirs) and None not in (own, theirs):
+        raise finder.problem(
+            f"{column.name} is of type {column.type!r}, but refers to {parent}, which is of type "
+            f"{parent.type!r}: give both the same type"
+        )
 
 
 def list_foreign_keys(column: sa.Column[Any]) -> list[sa.ForeignKey]:

@@ -23,7 +23,11 @@ from logto_webhooks.database.mapped_rows import (
 )
 from logto_webhooks.errors import RowRejected, StoreUnavailable
 from logto_webhooks.mapping.apply_run import ApplyRun
-from logto_webhooks.mapping.declare import EntityMapping, OwnValues, UniqueColumn
+from logto_webhooks.mapping.declare import (
+    EntityMapping,
+    OwnValues,
+    UniqueColumn,
+)
 from logto_webhooks.mapping.deletions import (
     TOO_MANY,
     UNREADABLE,
@@ -31,6 +35,7 @@ from logto_webhooks.mapping.deletions import (
     find_unconfirmed,
 )
 from logto_webhooks.mapping.ends import Former
+from logto_webhooks.mapping.former_rows import find_texts, has_texts, is_told_by
 from logto_webhooks.mapping.json_keys import change_document, find_key, make_change
 from logto_webhooks.mapping.links import COMPARING, LOCKED, UNCOMPARED, LinkFinder, Links, NoLink
 from logto_webhooks.mapping.mirror import find_partial, find_present, has_unknown, read_rows
@@ -57,6 +62,7 @@ MOST_SWAPPED: Final = 50  # rows whose unique values go round, which are written
 # Not names that an application gives its columns.
 KEY: Final = "logto_webhooks_key"
 _REFERRED: Final = "logto_webhooks_referred"
+_KEY: Final = "logto_webhooks_key"  # a parameter
 # What the reasons begin with why records are owed of which it is known which rows they want.
 _COMPARED: Final = (WRITING_LONG, LOCKED)
 # A link is for good, and no row is deleted because `where` becomes false.
@@ -440,14 +446,14 @@ class EntityWriter(TableWriter):
         same = {
             key: i
             for key, i in keys.items()
-            if i in found and self._has_same_texts(values[i], found[i], rows[i])
+            if i in found and self._is_still_its_row(values[i], found[i], rows[i])
         }
         locking = query.with_for_update(skip_locked=True, key_share=True)
         locked = self._find_by_keys(locking, same)
         return {
             id_: row
             if (row := locked.get(id_)) is not None
-            and self._has_same_texts(values[id_], row, rows[id_])
+            and self._is_still_its_row(values[id_], row, rows[id_])
             else NoLink(SKIPPED, "owed", before[id_])
             for id_ in same.values()
         }
@@ -464,19 +470,9 @@ class EntityWriter(TableWriter):
             if (row_id := encode_id(self._key_of(row))) in records
         }
 
-    def _has_same_texts(self, values: OwnValues, own: sa.RowMapping, record: Any) -> bool:
-        """Whether all texts that a mapping keeps equal are equal, and at least one tells who it is:
-        many can have the same status, for example. A database may store letters in another case,
-        and add spaces."""
-        texts = {
-            name: _fold(value)
-            for name, value in values.columns.items()
-            if isinstance(value, str) and value
-        }
-        known = [getattr(record, name, None) for name in ("username", "email", "phone", "name")]
-        names = {_fold(name) for name in known if name}
-        are_same = all(_fold(own[name]) == text for name, text in texts.items())
-        return are_same and not names.isdisjoint(texts.values())
+    def _is_still_its_row(self, values: OwnValues, own: sa.RowMapping, record: Any) -> bool:
+        texts = find_texts(self._mapping, values)
+        return has_texts(own, texts) and is_told_by(texts, self._mapping.kind, record)
 
     def _find_obstacle(self, ids: Collection[str], *, are_compared: bool) -> str | None:
         """Return why no row is linked yet: others may want it, but haven't been compared."""
@@ -626,15 +622,18 @@ class EntityWriter(TableWriter):
         document = default if own is None else own[key.column]
         return {key.column.key: change_document(document, key.path, logto_id)}
 
-    def _make_assignment(self, name: str, parameter: str) -> sa.ColumnElement[Any]:
+    def _make_expressions(self, names: Collection[str]) -> dict[str, sa.ColumnElement[Any]]:
         key = self._mapping.key
-        if not key.path or name != key.column.key:
-            return super()._make_assignment(name, parameter)
-        return make_change(key.column, key.path, parameter, self._connection.dialect)
+        if not key.path or key.column.key not in names:
+            return {}
+        change = make_change(key.column, key.path, _KEY, self._connection.dialect)
+        return {key.column.key: change}
 
-    def _get_parameter(self, name: str, value: Any) -> Any:
+    def _make_parameter(self, name: str, value: Any) -> tuple[str, Any]:
         key = self._mapping.key
-        return find_key(value, key.path) if name == key.column.key else value
+        if key.path and name == key.column.key:
+            return _KEY, find_key(value, key.path)
+        return super()._make_parameter(name, value)
 
     def find_extra(
         self, after: tuple[Any, ...], limit: int
@@ -702,10 +701,6 @@ def _has_former(plan: PlannedRow, stored: RowState | None) -> bool:
 def is_compared(state: RowState) -> bool:
     """Whether it is known which existing row an owed record wants, if any."""
     return state.row_id is not None or (state.reason or "").startswith(_COMPARED)
-
-
-def _fold(text: Any) -> str:
-    return str(text).strip().casefold()
 
 
 def _id_of(plan: PlannedRow) -> str:

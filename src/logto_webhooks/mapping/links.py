@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Literal
 
@@ -12,12 +12,13 @@ from msgspec import Struct
 
 from logto_webhooks.database.mapped_rows import StateStore, encode_id
 from logto_webhooks.mapping.apply_run import SeenRows
-from logto_webhooks.mapping.declare import EntityMapping, Link, Read
+from logto_webhooks.mapping.declare import EntityMapping, Link, OwnValues, Read
+from logto_webhooks.mapping.former_rows import find_texts, has_texts, may_be_another
 from logto_webhooks.mapping.functions import NotEvaluated
-from logto_webhooks.mapping.mirror import find_doubtful
+from logto_webhooks.mapping.mirror import find_doubtful, read_rows
 from logto_webhooks.mapping.missing_values import MissingValues
 from logto_webhooks.mapping.primary_keys import describe_null, make_conditions
-from logto_webhooks.mapping.sources import RAISED
+from logto_webhooks.mapping.sources import RAISED, implementation_of
 
 _LINK: Final = "logto_webhooks_link"
 _TO_LOWER: Final = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
@@ -89,6 +90,10 @@ class LinkFinder:
         self._find_obstacle = find_obstacle
         self._states = StateStore(connection, mapping.name, mapping.kind)
         self._is_free = mapping.is_free
+        # What is in the database: a type of the application may give back its own objects.
+        self._column: Any = None
+        if link.column is not None:
+            self._column = sa.type_coerce(link.column, implementation_of(link.column.type))
         # What the row of each record must still fulfil when it is locked, by id.
         self._values: dict[str, Any] = {}
         self._conditions: dict[str, sa.ColumnElement[bool]] = {}
@@ -122,7 +127,8 @@ class LinkFinder:
         assert self._link.condition is not None
         candidates = {}
         conditions = self._call(self._link.condition, rows)
-        missing_values = MissingValues(self._link.condition, self._call)
+        key = str(self._mapping.key.text)
+        missing_values = MissingValues(self._link.condition, self._call, key)
         for logto_id, condition in conditions.items():
             is_linked = missing_values.ignore(logto_id, rows[logto_id], condition)
             if isinstance(is_linked, Exception):
@@ -135,8 +141,7 @@ class LinkFinder:
         return candidates
 
     def _find_by_value(self, rows: dict[str, Any], links: Links) -> dict[str, list[sa.RowMapping]]:
-        column, read = self._link.column, self._link.read
-        assert column is not None
+        column, read = self._column, self._link.read
         assert read is not None
         wanted: dict[Any, list[str]] = {}
         compute = partial(self._read_comparable, read)
@@ -164,7 +169,11 @@ class LinkFinder:
         return candidates
 
     def _read_comparable(self, read: Read, row: Any) -> Any:
-        return self._to_comparable(read(row))
+        column_type = self._link.column.type if self._link.column is not None else None
+        value = read(row)
+        if isinstance(column_type, sa.types.TypeDecorator):
+            value = column_type.process_bind_param(value, self._connection.dialect)
+        return self._to_comparable(value)
 
     def _to_comparable(self, value: Any) -> Any:
         """Return the value as it is compared; None if nothing can equal it.
@@ -172,13 +181,11 @@ class LinkFinder:
         Only ASCII letters are folded: a mailbox of another letter that looks the same, or has the
         same lower case, can be somebody else's.
         """
-        column = self._link.column
-        assert column is not None
         if value is None or value == "":
             return None
         if self._link.folds_case:
             return str(value).strip(" ").translate(_TO_LOWER)
-        kind = column.type.python_type
+        kind = self._column.type.python_type
         try:
             return value if isinstance(value, kind) else kind(value)
         except (ValueError, TypeError):
@@ -210,7 +217,7 @@ class LinkFinder:
                 chosen[logto_id] = NoLink(SHARED, blocked_by=row_id)
             elif owners.get(row_id, {logto_id}) == {logto_id}:
                 chosen[logto_id] = rows[0] if self._can_hold_key(rows[0]) else _NO_OBJECT
-            elif not not_unlinked.isdisjoint(owners[row_id] - {logto_id}):
+            elif self._is_of_another(rows[0], owners[row_id] - {logto_id}, not_unlinked):
                 chosen[logto_id] = NoLink(OF_ANOTHER, blocked_by=row_id)
         return chosen
 
@@ -228,6 +235,20 @@ class LinkFinder:
             if owner != logto_id
         }
         return others - self._states.find_deleted(others) if others else set()
+
+    def _is_of_another(
+        self, row: sa.RowMapping, owners: set[str], not_unlinked: Collection[str]
+    ) -> bool:
+        """Whether a row isn't the one that its former owners had: not all were unlinked, or its
+        texts are others."""
+        if not owners.isdisjoint(not_unlinked):
+            return True
+        if not may_be_another(self._mapping, self._connection.dialect):
+            return False
+        records = read_rows(self._connection, self._mapping.kind, owners)
+        evaluated = self._call(self._mapping.evaluate, records).values()
+        texts = [find_texts(self._mapping, of) for of in evaluated if isinstance(of, OwnValues)]
+        return not any(has_texts(row, of) for of in texts)
 
     def _note_wanted(self, candidates: dict[str, list[sa.RowMapping]], seen: SeenRows) -> None:
         wanted: dict[str, list[str]] = {}
@@ -288,8 +309,7 @@ class LinkFinder:
         return locked
 
     def _lock_by_value(self, rows: Mapping[str, sa.RowMapping]) -> dict[str, sa.RowMapping]:
-        column, place = self._link.column, self._mapping.primary_key
-        assert column is not None
+        column, place = self._column, self._mapping.primary_key
         query = sa.select(*self._columns, column.label(_LINK)).where(self._is_free)
         query = query.with_for_update(skip_locked=True, key_share=True)
         records = {self._id_of(row): logto_id for logto_id, row in rows.items()}

@@ -2,9 +2,10 @@
 
 SQLAlchemy makes IS NULL of `column == None`, and that would find the rows of all others who lack
 the value, too. It looks like the IS NULL that a function always has, such as
-`deleted_at.is_(None)`. So the function is called once more for each value that the record lacks,
-with a value in its place: a column that is compared with a value then, instead of with NULL, was
-compared with the missing one.
+`deleted_at.is_(None)`. So the function is called again for each value that the record lacks, with
+examples in its place: a column that is compared with a value then, instead of with NULL, was
+compared with the missing one. No example can show that for each function. So where none has shown
+it, only the IS NULL of a time or of true or false counts: nobody is known by these.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from msgspec.structs import replace
 from sqlalchemy.sql import operators, visitors
 
 from logto_webhooks.mapping.functions import NotEvaluated
-from logto_webhooks.mapping.sources import FunctionFailed
+from logto_webhooks.mapping.sources import FunctionFailed, implementation_of
 
 Call = Callable[[Callable[[Any], Any], Mapping[str, Any]], Mapping[str, Any]]
 Path = tuple[str, ...]  # of a field, or in one of its JSON documents
@@ -41,9 +42,10 @@ class _AnyObject(dict[str, Any]):
         return self[name]
 
 
-# A function may convert a value, and fails for those that it can't convert.
+# A function may convert a value, and fails for those that it can't convert, or makes None of them.
 _EXAMPLES: Final = (
     _TEXT,
+    f"{_TEXT}@example.com",
     "1",
     1,
     "00000000-0000-4000-8000-000000000001",
@@ -51,32 +53,40 @@ _EXAMPLES: Final = (
     datetime(1970, 1, 1, tzinfo=UTC),
     _AnyObject(),
 )
-_NULL_COMPARISONS: Final = (
-    operators.is_,
-    operators.is_not,
-    operators.is_not_distinct_from,
-    operators.is_distinct_from,
-)
+_EQUALS_NULL: Final = (operators.is_, operators.is_not_distinct_from)
+_NULL_COMPARISONS: Final = (*_EQUALS_NULL, operators.is_not, operators.is_distinct_from)
+_NOBODY_IS_KNOWN_BY: Final = (sa.Date, sa.DateTime, sa.Time, sa.Interval, sa.Boolean)
 
 
 class CannotTell(FunctionFailed):
     """It can't be told whether a condition compares a column with a missing value."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(
-            f"`link` returns a condition with IS NULL, and fails if {'.'.join(path)} has a value, "
-            "so it can't be told whether it compares that: leave out the comparison if the value "
-            "is missing"
-        )
+
+def _fails_with(path: Path) -> CannotTell:
+    return CannotTell(
+        f"`link` returns a condition with IS NULL, and fails if {'.'.join(path)} has a value, "
+        "so it can't be told whether it compares that: leave out the comparison if the value is "
+        "missing"
+    )
+
+
+def _is_unclear(column: str) -> CannotTell:
+    return CannotTell(
+        f"`link` returns a condition with {column} IS NULL, and it can't be told whether that is a "
+        "comparison with a value that the record lacks: leave out such a comparison, and use "
+        "sa.func.coalesce to find rows without a value"
+    )
 
 
 class MissingValues:
     """Finds the comparisons with missing values in the conditions of one `link` function."""
 
-    def __init__(self, function: Callable[[Any], Any], call: Call) -> None:
-        """`call` calls a function with several rows, and returns its results or errors."""
+    def __init__(self, function: Callable[[Any], Any], call: Call, key: str) -> None:
+        """`call` calls a function with several rows, and returns its results or errors. `key` is
+        the column of Logto's id, which is NULL in each row that can be linked."""
         self._function = function
         self._call = call
+        self._key = key
         # Records that lack the same values mostly get the same condition.
         self._known: dict[tuple[frozenset[Path], frozenset[str]], frozenset[str] | Exception] = {}
 
@@ -93,7 +103,10 @@ class MissingValues:
                 return missing
             self._known[known] = missing
         missing = self._known[known]
-        return missing if isinstance(missing, Exception) else _compare_with_null(condition, missing)
+        if isinstance(missing, Exception):
+            return missing
+        unclear = _list_unclear(condition) - missing - {self._key}
+        return _is_unclear(min(unclear)) if unclear else _compare_with_null(condition, missing)
 
     def _list_lacking(self, logto_id: str, row: Any) -> frozenset[Path]:
         """List the fields without a value, and what the function asks for in JSON documents that
@@ -115,13 +128,13 @@ class MissingValues:
         missing: set[str] = set()
         left = set(lacking)
         for example in _EXAMPLES:
-            for path, condition in self._call_with(example, logto_id, row, left).items():
+            for path, condition in self._call_with(example, logto_id, row, lacking).items():
                 if isinstance(condition, NotEvaluated):
                     return condition
                 if not isinstance(condition, Exception):
                     left.discard(path)
                     missing |= (nulls - _count_nulls(condition)).keys() & _list_compared(condition)
-        return CannotTell(min(left)) if left else frozenset(missing)
+        return _fails_with(min(left)) if left else frozenset(missing)
 
     def _call_with(
         self, example: Any, logto_id: str, row: Any, paths: Collection[Path]
@@ -148,6 +161,10 @@ class _NotingDict(dict[str, Any]):
         """Return a value, and note if there is none."""
         return self._note(name, super().get(name, default))
 
+    def __contains__(self, name: object) -> bool:
+        self.get(str(name))
+        return super().__contains__(name)
+
     def _note(self, name: str, value: Any) -> Any:
         path = (*self._path, name)
         if super().get(name) is None:
@@ -169,26 +186,51 @@ def _put_into(document: Any, names: list[str], value: Any) -> dict[str, Any]:
     return known | {name: _put_into(known.get(name), others, value) if others else value}
 
 
-def _is_null(part: Any) -> bool:
-    """Whether a part of a condition is a comparison with NULL that is true or false, not NULL."""
-    return (
-        isinstance(part, sa.BinaryExpression)
-        and part.operator in _NULL_COMPARISONS
-        and isinstance(part.right, sa.Null)
-    )
+def _find_compared(part: Any) -> Any:
+    """Return what a part of a condition compares with NULL, so that the result is true or false,
+    not NULL; None if it doesn't."""
+    if isinstance(part, sa.BinaryExpression) and part.operator in _NULL_COMPARISONS:
+        if _is_null(part.right):
+            return part.left
+        if _is_null(part.left):
+            return part.right
+    return None
+
+
+def _is_null(operand: Any) -> bool:
+    is_parameter = isinstance(operand, sa.BindParameter)
+    return isinstance(operand, sa.Null) or (is_parameter and operand.value is None)
 
 
 def _count_nulls(condition: Any) -> Counter[str]:
     """Count what a condition compares with NULL."""
-    return Counter(str(part.left) for part in _iterate(condition) if _is_null(part))
+    compared = map(_find_compared, _iterate(condition))
+    return Counter(str(column) for column in compared if column is not None)
 
 
 def _list_compared(condition: Any) -> set[str]:
     """List what a condition compares with values."""
     return {
-        str(part.left)
+        str(side)
         for part in _iterate(condition)
-        if isinstance(part, sa.BinaryExpression) and not _is_null(part)
+        if isinstance(part, sa.BinaryExpression) and _find_compared(part) is None
+        for side in (part.left, part.right)
+    }
+
+
+def _list_unclear(condition: Any) -> set[str]:
+    """List what a condition finds rows by that have NULL, and by which somebody may be known."""
+    parts = _iterate(condition)
+    is_negated = any(
+        isinstance(part, sa.Case) or getattr(part, "operator", None) is operators.inv
+        for part in parts
+    )
+    return {
+        str(column)
+        for part in parts
+        if (column := _find_compared(part)) is not None
+        and (is_negated or part.operator in _EQUALS_NULL)
+        and not isinstance(implementation_of(column.type), _NOBODY_IS_KNOWN_BY)
     }
 
 
@@ -202,9 +244,9 @@ def _compare_with_null(
 ) -> sa.ColumnElement[bool]:
     """Return a condition with `= NULL`, which is never true, where a missing value is compared."""
 
-    def replace_missing(element: Any, **_: Any) -> Any:
-        if not _is_null(element) or str(element.left) not in missing:
-            return None
-        return sa.BinaryExpression(element.left, sa.null(), operators.eq, type_=sa.Boolean())
+    def compare(part: Any) -> None:
+        column = _find_compared(part)
+        if str(column) in missing:
+            part.left, part.operator, part.right = column, operators.eq, sa.null()
 
-    return visitors.replacement_traverse(condition, {}, replace_missing) if missing else condition
+    return visitors.cloned_traverse(condition, {}, {"binary": compare}) if missing else condition

@@ -10,9 +10,10 @@ from msgspec import Struct
 
 from logto_webhooks.database.mapped_rows import RowState, StateStore, decode_ids
 from logto_webhooks.mapping.declare import EntityMapping, OwnValues
+from logto_webhooks.mapping.former_rows import find_texts, may_be_another
 from logto_webhooks.mapping.functions import SHARED_S, FunctionCaller
 from logto_webhooks.mapping.mirror import read_rows
-from logto_webhooks.mapping.primary_keys import describe_several, may_be_reused
+from logto_webhooks.mapping.primary_keys import describe_several
 from logto_webhooks.mapping.sources import describe_raised
 
 T = TypeVar("T")
@@ -30,7 +31,7 @@ class OwnRow(Struct, frozen=True, kw_only=True):
     state: Literal["here", "waits", "absent"]
     reason: str = ""
     primary_key: tuple[Any, ...] | None = None
-    texts: dict[str, str] = {}
+    texts: dict[str, str | None] = {}
     is_known: bool = True  # whether the mirror has the record
     is_deleted: bool = False  # whether the record was deleted in Logto
 
@@ -46,12 +47,12 @@ def find_own_row(connection: sa.Connection, mapping: EntityMapping, logto_id: st
     is_deleted = row.deleted_at is not None
     row_id = None if stored is None else stored.row_id
     primary_key = None
-    texts: dict[str, str] = {}
+    texts: dict[str, str | None] = {}
     if stored is not None and row_id is not None and is_deleted:
         if mapping.when_deleted == "unlink" and states.find_deleted([logto_id]):
             decoded = decode_ids([row_id], mapping.primary_key, connection.dialect)
             primary_key = decoded.get(row_id)
-            if may_be_reused(mapping.primary_key, connection.dialect):
+            if may_be_another(mapping, connection.dialect):
                 texts = _read_texts(mapping, logto_id, row)
         elif mapping.when_deleted == "unlink" and stored.is_settled:
             row_id = None  # the application deleted the row, so another one may have its key
@@ -69,11 +70,10 @@ def find_own_row(connection: sa.Connection, mapping: EntityMapping, logto_id: st
     return _explain_absence(mapping, logto_id, row, stored)
 
 
-def _read_texts(mapping: EntityMapping, logto_id: str, row: Any) -> dict[str, str]:
+def _read_texts(mapping: EntityMapping, logto_id: str, row: Any) -> dict[str, str | None]:
     """Return the texts with which a record's row was written."""
     evaluated = _call(mapping, mapping.evaluate, logto_id, row)
-    columns = evaluated.columns if isinstance(evaluated, OwnValues) else {}
-    return {name: value for name, value in columns.items() if isinstance(value, str)}
+    return find_texts(mapping, evaluated) if isinstance(evaluated, OwnValues) else {}
 
 
 def _call(
@@ -122,5 +122,5 @@ def select_own(mapping: EntityMapping, target: Any, logto_id: str, row: OwnRow) 
     for column, value in zip(mapping.primary_key, row.primary_key, strict=True):
         query = query.where(column == value)
     for name, text in row.texts.items():
-        query = query.where(mapping.table.c[name] == text)
+        query = query.where(mapping.table.c[name] == text)  # IS NULL for None
     return query

@@ -7,6 +7,8 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from logto_webhooks.mapping.sources import implementation_of
+
 AT_ONCE: Final = (
     500  # keys of one condition: SQLite refuses very many, PostgreSQL plans for seconds
 )
@@ -28,7 +30,7 @@ def make_conditions(
 def may_be_reused(columns: Sequence[sa.Column[Any]], dialect: sa.Dialect) -> bool:
     """Whether the database may give the primary key of a deleted row to a new one, as SQLite does
     with the greatest one."""
-    is_generated = len(columns) == 1 and isinstance(columns[0].type, sa.Integer)
+    is_generated = len(columns) == 1 and isinstance(implementation_of(columns[0].type), sa.Integer)
     return dialect.name == "sqlite" and is_generated
 
 
@@ -38,6 +40,16 @@ def describe_null(columns: Iterable[sa.Column[Any]]) -> str:
     return (
         f"the primary key of its row is NULL, so the row can't be found again: fill {names}, or "
         "let the database generate it, which SQLite only does for INTEGER PRIMARY KEY"
+    )
+
+
+def describe_unknown(key: Iterable[Any], columns: Iterable[sa.Column[Any]]) -> str:
+    """Say what is wrong with a primary key whose type gives back objects of its own."""
+    kinds = ", ".join(type(value).__name__ for value in key)
+    names = ", ".join(column.name for column in columns)
+    return (
+        f"the primary key of its row is made of objects ({kinds}) that the type of {names} doesn't "
+        "take as text: let str(object) be what the type accepts"
     )
 
 

@@ -175,6 +175,13 @@ def find_python_type(column: sa.Column[Any]) -> type | None:
         return None
 
 
+def implementation_of(column_type: Any) -> Any:
+    """Return the type that an application's own type is made of."""
+    while isinstance(column_type, sa.types.TypeDecorator):
+        column_type = column_type.impl_instance
+    return column_type
+
+
 def _find_kinds(annotation: Any) -> list[type]:
     """Return the types in an annotation, without None."""
     if isinstance(annotation, types.UnionType) or get_origin(annotation) is Union:

@@ -29,6 +29,7 @@ from logto_webhooks.database.mapped_rows import (
     ALONE,
     RowState,
     StateStore,
+    can_be_decoded,
     encode_id,
 )
 from logto_webhooks.database.sessions import INTERNAL, OF_APPLICATION
@@ -40,10 +41,10 @@ from logto_webhooks.mapping.declare_pairs import PairMapping
 from logto_webhooks.mapping.deletions import DeletionGuard
 from logto_webhooks.mapping.ends import Former
 from logto_webhooks.mapping.functions import NOT_CALLED, NotCalled, NotEvaluated, TooSlow
-from logto_webhooks.mapping.primary_keys import describe_null, make_conditions
+from logto_webhooks.mapping.primary_keys import describe_null, describe_unknown, make_conditions
 from logto_webhooks.mapping.references import Reference, find_referring, list_references
 from logto_webhooks.mapping.row_limits import RowLimits, find_refusal
-from logto_webhooks.mapping.sources import describe_raised, find_misfit
+from logto_webhooks.mapping.sources import describe_raised, find_misfit, implementation_of
 
 T = TypeVar("T")
 
@@ -76,6 +77,8 @@ NOT_CHANGED: Final = (
     "it"
 )
 _SINGLE: Final = 2.0**-23  # how precise a REAL is
+_SINGLE_BITS: Final = 24
+_DOUBLE_BITS: Final = 53
 NO_KEY: Final = "a deferred foreign key isn't fulfilled"
 NOT_UNIQUE: Final = "several rows have its primary key, which isn't unique in the database"
 NOT_KEPT: Final = "the database didn't keep the new row: a trigger or a rule may have skipped it"
@@ -427,8 +430,11 @@ class TableWriter(ABC):
         self._inserted |= {id_: encode_id(key) for id_, key in keys.items()}
 
     def _check_keys(self, keys: Iterable[tuple[Any, ...]]) -> None:
-        if any(None in key for key in keys):
-            raise RowRejected(problem=describe_null(self._primary_key))
+        for key in keys:
+            if None in key:
+                raise RowRejected(problem=describe_null(self._primary_key))
+            if not can_be_decoded(key, self._primary_key, self._connection.dialect):
+                raise RowRejected(problem=describe_unknown(key, self._primary_key))
 
     def _check_count(self, count: int | None, wanted: int) -> None:
         if count is not None and count > wanted:
@@ -453,20 +459,13 @@ class TableWriter(ABC):
             if plan.values:
                 groups.setdefault(tuple(sorted(plan.values)), []).append(plan)
         for names, group in groups.items():
-            where, values = self._match_keys([plan.primary_key for plan in group])
-            sets = {
-                name: self._make_assignment(name, f"logto_webhooks_new_{i}")
-                for i, name in enumerate(names)
-            }
+            where, keys = self._match_keys([plan.primary_key for plan in group])
+            # Parameters have the names of their columns, so that Python defaults can read them.
             rows = [
-                row
-                | {
-                    f"logto_webhooks_new_{i}": self._get_parameter(name, plan.values[name])
-                    for i, name in enumerate(names)
-                }
-                for row, plan in zip(values, group, strict=True)
+                key | dict(self._make_parameter(*item) for item in plan.values.items())
+                for key, plan in zip(keys, group, strict=True)
             ]
-            update = sa.update(self.table).where(where).values(sets)
+            update = sa.update(self.table).where(where).values(self._make_expressions(names))
             count = self._run_rows(self._abort_on_conflict(update), rows)
             # If some weren't changed, they are written one by one.
             is_kept = self._differ(group) if count is None else count < len(group)
@@ -486,13 +485,13 @@ class TableWriter(ABC):
             self._has_conflict_clause = "ON CONFLICT" in " ".join(sql.upper().split())
         return statement.prefix_with("OR ABORT") if self._has_conflict_clause else statement
 
-    def _make_assignment(self, name: str, parameter: str) -> sa.ColumnElement[Any]:
-        """Make what a column is set to, from a parameter."""
-        return sa.bindparam(parameter, type_=self.table.c[name].type)
+    def _make_expressions(self, names: Collection[str]) -> dict[str, sa.ColumnElement[Any]]:
+        """Make what columns are set to that aren't replaced by a value."""
+        return {}
 
-    def _get_parameter(self, name: str, value: Any) -> Any:
-        """Return that parameter of a column's new value."""
-        return value
+    def _make_parameter(self, name: str, value: Any) -> tuple[str, Any]:
+        """Return the parameter for a column's new value, and its name."""
+        return name, value
 
     def _differ(self, plans: Sequence[PlannedRow]) -> bool:
         """Whether some rows aren't as they were to be. A trigger may have changed them."""
@@ -606,8 +605,27 @@ def block(state: RowState, new: Any, reason: str, blocked_by: str | None = None)
 
 
 def _is_equal(own: Any, value: Any, column_type: Any, dialect: sa.Dialect) -> bool:
-    """Whether a value from the database is what was written: a database gives some back in another
-    form. A boolean column gives back `True` for 1, for example, but JSON doesn't."""
+    """Whether a value from the database is what was written. A type of the application may change
+    values as it sends them."""
+    return _is_same(own, value, column_type, dialect) or (
+        isinstance(column_type, sa.types.TypeDecorator)
+        and _is_sent_alike(own, value, column_type, dialect)
+    )
+
+
+def _is_sent_alike(
+    own: Any, value: Any, column_type: sa.types.TypeDecorator[Any], dialect: sa.Dialect
+) -> bool:
+    send = column_type.bind_processor(dialect)
+    try:
+        return send is not None and bool(send(own) == send(value))
+    except Exception:  # writing the value will tell
+        return False
+
+
+def _is_same(own: Any, value: Any, column_type: Any, dialect: sa.Dialect) -> bool:
+    """Whether values are equal: a database gives some back in another form. A boolean column gives
+    back `True` for 1, for example, but JSON doesn't."""
     implementation = implementation_of(column_type)
     if isinstance(implementation, sa.ARRAY):
         if isinstance(own, list | tuple) and isinstance(value, list | tuple | set | frozenset):
@@ -628,8 +646,7 @@ def _is_equal(own: Any, value: Any, column_type: Any, dialect: sa.Dialect) -> bo
     if isinstance(own, date) and isinstance(value, date) and type(own) is not type(value):
         return _to_day(own) == _to_day(value)  # a column has only one of both
     if isinstance(own, float) and _is_number(value):
-        digits = _SINGLE if isinstance(implementation, sa.REAL) else 0.0
-        return math.isclose(own, value, rel_tol=digits)
+        return math.isclose(own, value, rel_tol=_SINGLE if _is_single(implementation) else 0.0)
     if isinstance(implementation, sa.CHAR) and isinstance(own, str) and isinstance(value, str):
         return own.rstrip(" ") == value.rstrip(" ")
     if (isinstance(own, str) and _is_number(value)) or (_is_number(own) and isinstance(value, str)):
@@ -677,15 +694,14 @@ def _is_near(difference: Any, digits: Any) -> bool:
     return isinstance(digits, int) and abs(difference) * 10**digits * 2 <= 1
 
 
+def _is_single(number: Any) -> bool:
+    """Whether a database keeps a number with single precision, as PostgreSQL a FLOAT(24)."""
+    is_short = isinstance(number, sa.Float) and (number.precision or _DOUBLE_BITS) <= _SINGLE_BITS
+    return isinstance(number, sa.REAL) or is_short
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
-
-
-def implementation_of(column_type: Any) -> Any:
-    """Return the type that an application's own type is made of."""
-    while isinstance(column_type, sa.types.TypeDecorator):
-        column_type = column_type.impl_instance
-    return column_type
 
 
 def _to_utc(moment: datetime) -> datetime:

@@ -11,7 +11,8 @@ from msgspec import Struct
 
 from logto_webhooks.database.mapped_rows import encode_id
 from logto_webhooks.mapping.declare import EntityMapping, UniqueColumn
-from logto_webhooks.mapping.table_writer import PlannedRow, implementation_of
+from logto_webhooks.mapping.sources import implementation_of
+from logto_webhooks.mapping.table_writer import PlannedRow
 
 
 class Holder(Struct, frozen=True):
@@ -97,11 +98,14 @@ class UniqueValues:
 
 
 def make_placeholder(column: sa.Column[Any], logto_id: str) -> Any:
-    """Return a value that nobody else has. With ON UPDATE CASCADE, other rows get it, too."""
+    """Return a value that nobody else has, and that most checks of emails accept. With ON UPDATE
+    CASCADE, other rows get it, too."""
     own_type = implementation_of(column.type)
     if isinstance(own_type, sa.Integer):
         return -1 - zlib.crc32(logto_id.encode()) % 2**31
-    return f"~{logto_id}" if isinstance(own_type, sa.String) else None
+    if not isinstance(own_type, sa.String):
+        return None
+    return f"~{logto_id}@x.invalid" if "email" in column.key.lower() else f"~{logto_id}"
 
 
 def make_null(column: sa.Column[Any], logto_id: str) -> None:
