@@ -483,6 +483,32 @@ def test_spooled_files_that_cannot_be_read_hold_back_no_other(tmp_path: Path, co
     asyncio.run(main())
 
 
+REFUSE = (
+    "CREATE TRIGGER audit BEFORE INSERT ON logto_deliveries WHEN NEW.subject = 'user:bo' "
+    "BEGIN SELECT RAISE(ABORT, 'no partition'); END"
+)
+
+
+def test_a_delivery_that_the_database_refuses_is_spooled(tmp_path: Path) -> None:
+    """It may take it later. Others are stored."""
+
+    async def main() -> None:
+        database = _on(tmp_path)
+        await database.open()
+        await database.host.run(lambda store: store.connection.exec_driver_sql(REFUSE))
+        spool = SpoolDirectory(tmp_path / "spool")
+        spool.make()
+        group = GroupCommit(database.host, lambda event: None, lambda: None, spool)
+        deadline = asyncio.get_running_loop().time() + 8
+        made = [delivery(make.user_created(id=name).body) for name in ("ana", "bo", "cy")]
+        answers = await asyncio.gather(*(group.add(each, deadline) for each in made))
+        assert [answer is None for answer in answers] == [False, True, False]
+        assert spool.count() == 1
+        await database.host.close()
+
+    asyncio.run(main())
+
+
 def test_a_spooled_delivery_that_the_database_refuses_is_stored_when_it_takes_it(
     tmp_path: Path,
 ) -> None:
@@ -495,11 +521,7 @@ def test_a_spooled_delivery_that_the_database_refuses_is_stored_when_it_takes_it
         spool = SpoolDirectory(tmp_path / "spool")
         spool.make()
         spool.write([delivery(make.user_created(id=name).body) for name in ("ana", "bo", "cy")])
-        refuse = (
-            "CREATE TRIGGER audit BEFORE INSERT ON logto_deliveries WHEN NEW.subject = 'user:bo' "
-            "BEGIN SELECT RAISE(ABORT, 'no partition'); END"
-        )
-        await database.host.run(lambda store: store.connection.exec_driver_sql(refuse))
+        await database.host.run(lambda store: store.connection.exec_driver_sql(REFUSE))
         unspooler = Unspooler(spool, database.host, reports.append, lambda: None)
         assert [await unspooler.turn() for _ in range(3)] == [2, 0, 0]
         assert spool.count() == 1

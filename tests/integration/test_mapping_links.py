@@ -443,3 +443,27 @@ def test_a_row_with_another_users_former_primary_key_is_for_the_application_to_d
         assert ("carl", row_id) in application.rows(own, "logto_user_id", "id")
 
     Application.run(kind, tmp_path, live)
+
+
+def test_a_row_with_the_primary_key_of_an_unlinked_one_is_for_the_application_to_decide(
+    tmp_path: Path,
+) -> None:
+    """SQLite gives the primary key of a deleted row to the next one."""
+
+    async def live(application: Application) -> None:
+        own = application.users
+        copy = Copy(await application.map(link=own.c.email, when_deleted="unlink"))
+        await application.apply_all()
+        await copy.take([make.user_created(id="bo", email="bo@x", at=1_000).body])
+        [(row_id,)] = application.rows(own, "id")
+        await copy.take([make.user_deleted(id="bo", at=2_000).body])
+        application.delete_all(own)
+        insert(application, "carl@x", **PLAN)
+        assert application.rows(own, "id") == [(row_id,)]
+        await copy.take([make.user_created(id="carl", email="carl@x", at=3_000).body])
+        assert application.rows(own, "email", "logto_user_id") == [("carl@x", None)]
+        conflict = await application.host.read(lambda store: store.mappings.find_oldest("conflict"))
+        assert conflict is not None
+        assert conflict.reason == OF_ANOTHER
+
+    Application.run("sqlite", tmp_path, live)

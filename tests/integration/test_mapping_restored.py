@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -21,7 +22,7 @@ from tests.integration.test_mapping_roles import (
     read_member_roles,
     read_user_roles,
 )
-from tests.support.mapped_application import KINDS, Application, counts_of, learn
+from tests.support.mapped_application import KINDS, PLAN, Application, counts_of, learn
 from tests.support.stores import Copy, StoreKind
 
 ACME = make.event("Organization.Created", id="acme", name="Acme", at=1_000).body
@@ -158,6 +159,29 @@ def test_a_row_that_became_another_is_not_taken(
         assert keys[before] == change.get("logto_user_id")
 
     run(kind, tmp_path, live)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_name_tells_nobody(kind: StoreKind, tmp_path: Path) -> None:
+    """The row is somebody else's by now, who has the same name, and an email."""
+
+    async def live(application: Application) -> None:
+        own = application.users
+        columns = {own.c.email: "email", own.c.first_name: "name"}
+        host = await application.map(columns=columns, create_defaults=PLAN, when_deleted="unlink")
+        copy = Copy(host)
+        told: dict[str, Any] = {"email": None, "name": "Ana", "username": "ana"}
+        await copy.take([make.user_created(id="ana", at=1_000, **told).body])
+        await copy.take([DELETED])
+        [(before,)] = application.rows(own, "id")
+        with application.engine.begin() as connection:
+            connection.execute(sa.update(own).values(email="ana@smith.example"))
+        await copy.take([make.user_data_updated(id="ana", at=200_000, **told).body])
+        rows = application.rows(own, "logto_user_id", "email")
+        assert rows == [("ana", None), (None, "ana@smith.example")]
+        assert before in dict(application.rows(own, "id", "email"))
+
+    Application.run(kind, tmp_path, live)
 
 
 @pytest.mark.parametrize("kind", KINDS)

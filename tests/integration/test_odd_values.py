@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logto_webhooks import canonical_json
+from logto_webhooks import canonical_json, events
 from logto_webhooks.database.records import FoundRow
 from logto_webhooks.database.runner import TransactionRunner
 from logto_webhooks.database.store import Store
@@ -439,3 +439,30 @@ def test_an_unknown_event_with_nul_in_its_name_has_jobs(kind: StoreKind, tmp_pat
         await host.close()
 
     asyncio.run(live())
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_a_delivery_called_like_a_local_event_has_no_jobs(kind: StoreKind, tmp_path: Path) -> None:
+    """Logto has no such event, and a body isn't what its handlers take."""
+
+    async def live() -> None:
+        host = open_host(kind, tmp_path)
+        welcome = RegisteredHandler(name="welcome", patterns=("LocalUserCreated",))
+        await host.run(lambda store: store.jobs.register([welcome]))
+        await host.run(lambda store: store.set_installed_at(0))
+        body = {"event": "LocalUserCreated", "createdAt": "2026-11-28T00:00:00.000Z"}
+        await Copy(host).take([msgspec.json.encode(body)])
+        assert await host.read(lambda store: store.jobs.find(JobFilter())) == []
+        await host.close()
+
+    asyncio.run(live())
+
+
+@pytest.mark.parametrize("odd", [[], {}, None, 1])
+def test_members_are_added_whatever_the_call_was(odd: Any) -> None:
+    """A later Logto may name it in another way."""
+    body = make.organization_membership_updated(id="acme", addedUserIds=["ana"]).body
+    odd_one = json.loads(body) | {"method": odd, "matchedRoute": odd}
+    event = events.from_payload(odd_one)
+    assert isinstance(event, events.OrganizationMembershipUpdated)
+    assert event.added_user_ids == ["ana"]

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logto_webhooks.deliveries import Clocks, Dated, typical_delay
+from logto_webhooks.deliveries import FUTURE_MS, Clocks, Dated, typical_delay
 from logto_webhooks.errors import InvalidApiResponse
-from logto_webhooks.logto.api_responses import ApiResponse, pairs_of_organization, read_span
+from logto_webhooks.logto.api_responses import DAY_MS, ApiResponse, pairs_of_organization, read_span
 from logto_webhooks.logto.transport import ServerClock
 
 T = 1_795_000_000_000
@@ -126,3 +126,10 @@ def test_an_id_that_cannot_be_used_is_refused(item: object) -> None:
     """As those of deliveries are."""
     with pytest.raises(InvalidApiResponse):
         pairs_of_organization("acme", [item])
+
+
+def test_a_date_in_the_far_future_is_wrong() -> None:
+    """Each later change of the record would be in doubt until then."""
+    date = T + 10**12
+    assert read_span(answered(T, date), 100).end == T - 50 + FUTURE_MS + 2_000
+    assert read_span(answered(T, date), None).end == T + 50 + DAY_MS + 2_000

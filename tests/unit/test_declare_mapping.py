@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import itertools
+import time
 import uuid
 from collections.abc import Callable
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -660,3 +661,100 @@ def test_a_row_that_would_go_with_a_membership_is_refused(is_first: bool) -> Non
 def test_a_column_of_another_table_is_refused() -> None:
     """Also if it has the name of one of this table."""
     assert "teams.logto_id is a column of teams, another table" in refused(key=Team.logto_id)
+
+
+def test_a_generated_column_is_refused() -> None:
+    """The database fills it itself."""
+    table = sa.Table(
+        "people",
+        sa.MetaData(),
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("logto_id", sa.Text),
+        sa.Column("shown", sa.Text, sa.Computed("lower(logto_id)")),
+    )
+    with pytest.raises(InvalidMapping, match="shown is a generated column, which the database"):
+        declare_entities(
+            "user", table, key="logto_id", columns={"shown": "name"}, when_deleted="keep"
+        )
+
+
+def test_a_foreign_key_of_another_type_is_refused() -> None:
+    """Its values would never equal those to which it refers."""
+    metadata = sa.MetaData()
+    teams = sa.Table("teams", metadata, sa.Column("id", sa.Uuid(), primary_key=True))
+    members = sa.Table(
+        "members",
+        metadata,
+        sa.Column("team_id", sa.Uuid(as_uuid=False), sa.ForeignKey(teams.c.id), primary_key=True),
+        sa.Column("user_id", sa.Text, primary_key=True),
+    )
+    with pytest.raises(InvalidMapping, match=r"refers to teams\.id, which is of type Uuid"):
+        declare_members(members, organization="team_id", user="user_id")
+
+
+def test_a_foreign_key_to_another_object_of_a_mapped_table_refers_to_it() -> None:
+    """As that of a reflected table."""
+
+    def define() -> sa.Table:
+        return sa.Table("teams", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True))
+
+    mapped, reflected = define(), define()
+    members = sa.Table(
+        "members",
+        reflected.metadata,
+        sa.Column("team_id", sa.ForeignKey(reflected.c.id), primary_key=True),
+        sa.Column("user_id", sa.Text, primary_key=True),
+    )
+    mapping = declare_members(members, organization="team_id", user="user_id")
+    assert mapping.ends[0].find_referred([mapped]) is mapped.c.id
+
+
+@pytest.mark.parametrize(
+    ("column_type", "is_naive"),
+    [(sa.DateTime(), True), (sa.DateTime(timezone=True), False), (sa.Date(), True)],
+)
+def test_a_time_without_a_zone_is_in_utc(
+    column_type: Any, is_naive: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the time zone of this process is."""
+    monkeypatch.setenv("TZ", "Pacific/Auckland")
+    time.tzset()
+    try:
+        table = sa.Table(
+            "people",
+            sa.MetaData(),
+            sa.Column("id", sa.Integer, primary_key=True),
+            sa.Column("logto_id", sa.Text),
+            sa.Column("at", column_type),
+        )
+        moment = datetime(2026, 2, 3, 15, 5)
+        options: dict[str, Any] = {"columns": {"at": lambda user: moment}, "when_deleted": "keep"}
+        mapping = declare_entities("user", table, key="logto_id", **options)
+        value = mapping.columns["at"](None)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    is_day = isinstance(column_type, sa.Date)
+    assert value == (moment.date() if is_day else moment.replace(tzinfo=None if is_naive else UTC))
+
+
+@pytest.mark.parametrize(
+    ("column", "source", "folds"),
+    [
+        ("mail", "email", True),
+        ("email", "email", True),
+        ("work_email", lambda user: user.profile.get("work"), True),
+        ("login", "custom_data.workEmail", True),
+        ("emailing_id", "custom_data.emailingId", False),
+        ("email_before", "username", False),
+    ],
+)
+def test_only_the_case_of_emails_does_not_matter(column: str, source: Any, folds: bool) -> None:
+    """What fills a column tells that, or else its name."""
+    columns = [sa.Column(name, sa.Text) for name in ("logto_id", column)]
+    table = sa.Table("p", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True), *columns)
+    mapping = declare_entities(
+        "user", table, key="logto_id", columns={column: source}, link=column, when_deleted="keep"
+    )
+    assert mapping.link is not None
+    assert mapping.link.folds_case is folds

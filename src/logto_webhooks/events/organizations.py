@@ -79,7 +79,7 @@ class OrganizationMembershipUpdated(OrganizationEvent, frozen=True, kw_only=True
         The status of the call doesn't matter: older Logto returns 404 for a successful change.
         """
         shaped, params = super().shape(payload), payload.get("params")
-        removal = _REMOVALS.get((payload.get("method"), payload.get("matchedRoute")))
+        removal = _REMOVALS.get((str(payload.get("method")), str(payload.get("matchedRoute"))))
         if removal and isinstance(params, dict) and payload.keys().isdisjoint(_LISTS):
             name, param = removal
             if params.get(param) is not None:

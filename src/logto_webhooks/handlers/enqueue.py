@@ -23,6 +23,7 @@ from logto_webhooks.events import (
 )
 from logto_webhooks.events.base import LATEST
 from logto_webhooks.events.local import (
+    LOCAL,
     LocalEvent,
     LocalMemberAdded,
     LocalMemberEvent,
@@ -322,6 +323,8 @@ def jobs_for_event(
     """Make the jobs of an applied delivery: for its event, and for each member that it names."""
     other = "no" if isinstance(event, TestPayload) else "only"
     name = ALIASES.get(event.event, event.event).replace("\0", "")  # PostgreSQL stores none
+    if name in LOCAL:  # Logto has no such event: these are told by changes of records alone
+        return []
     subject, key = claimed.subject or f"event:{name}", claimed.digest.hex()
     subjects = {name: [(subject, key)]}
     if isinstance(event, OrganizationMembershipUpdated):

@@ -185,7 +185,7 @@ class GroupCommit:
         left = [each for each in (*self._waiting, *self._late) if not each.is_over]
         self._waiting, self._late = [], []
         if left and self._spool is not None:
-            await self._spool_late(left)
+            await self._spool_late(left, self._explain())
         lost = [each for each in left if not each.is_over]
         if lost:
             self._observe(DeliveriesLost(len(lost)))
@@ -275,8 +275,11 @@ class GroupCommit:
                 return await self._commit(batch[middle:], late=late) or first
             if isinstance(error, TimedOut):
                 return error
-            self._observe(NotStored(1, str(error)))
-            batch[0].end(StoreUnavailable(problem=str(error)))
+            if self._spool is not None:  # the database may take it later
+                await self._spool_late(batch, str(error))
+            else:
+                self._observe(NotStored(1, str(error)))
+                batch[0].end(StoreUnavailable(problem=str(error)))
         except Exception as error:
             return error
         else:
@@ -316,16 +319,15 @@ class GroupCommit:
         if late and self._spool is None:
             self._refuse(late, self._explain())
         elif late:
-            spooling = loop.create_task(self._spool_late(late))
+            spooling = loop.create_task(self._spool_late(late, self._explain()))
             self._spooling.add(spooling)
             spooling.add_done_callback(self._spooling.discard)
         if deadlines:
             self._watch(loop, min(deadlines))
 
-    async def _spool_late(self, late: list[_Waiting]) -> None:
-        """Spool the deliveries that the database didn't store in time."""
+    async def _spool_late(self, late: list[_Waiting], problem: str) -> None:
+        """Spool deliveries that the database refused, or didn't store in time."""
         assert self._spool is not None
-        problem = self._explain()
         try:
             async with asyncio.timeout(LONGEST_SPOOL_S):
                 deliveries = [request.delivery for request in late]

@@ -484,8 +484,13 @@ def _find_link(
             raise problem(f"map {column.name}, by which rows are linked, or pass a function")
         read = make_reader(ROW_TYPES[kind], column.key, column, problem)
     source = sources.get(column.key, column.key)
-    folds_case = source == _FOLDED or _FOLDED in column.key.lower()
-    return Link(column, read, folds_case, calls=is_function(source))
+    name = source if isinstance(source, str) else column.key
+    return Link(column, read, _FOLDED in _split(name), calls=is_function(source))
+
+
+def _split(name: str) -> list[str]:
+    """Split a path or a name, such as profile.workEmail or work_email, into words."""
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower().replace(".", "_").split("_")
 
 
 def _is_attribute(value: Any) -> bool:
@@ -509,6 +514,8 @@ def _check(mapping: EntityMapping, problem: Problem) -> None:
     key = mapping.key
     own = {key.column.key} if not key.path else set()
     written = {*mapping.columns, *mapping.fill}
+    if computed := [name for name in written if mapping.table.c[name].computed is not None]:
+        raise problem(f"{min(computed)} is a generated column, which the database fills itself")
     if twice := own & written or set(mapping.columns) & set(mapping.fill):
         raise problem(f"{min(twice)} would be filled twice")
     if (

@@ -81,8 +81,19 @@ class End(Struct, frozen=True):
     referred: tuple[sa.Column[Any], ...] = ()
 
     def find_referred(self, tables: Collection[sa.Table]) -> sa.Column[Any] | None:
-        """Return the column to which it refers in one of these tables."""
-        return next((own for own in self.referred if any(own.table is t for t in tables)), None)
+        """Return the column to which it refers in one of these tables. Another object, such as a
+        reflected one, can stand for the same table."""
+        return next(
+            (
+                table.c[own.key]
+                for own in self.referred
+                for table in tables
+                if isinstance(own.table, sa.Table)
+                and own.table.fullname == table.fullname
+                and own.key in table.c
+            ),
+            None,
+        )
 
     def id_in(self, row: Any) -> str:
         """Return the end's id in a row of the mirror."""
