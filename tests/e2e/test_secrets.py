@@ -272,3 +272,13 @@ def test_the_password_of_a_url_in_the_wrong_place_is_not_shown(
     assert done.returncode == 2
     assert f"argument(s) ({shown}). See: logto-webhooks endpoint list" in one_line(done.stderr)
     assert "ss:w0rd" not in done.stderr
+
+
+def test_the_password_of_the_service_is_not_shown(tmp_path: Path) -> None:
+    """Nor the query of its URL."""
+    url = "http://ana:SECRET@127.0.0.1:9/api?token=SECRET"
+    failed = command(
+        "trigger", "User.Created", "--to", url, folder=tmp_path, LOGTO_WEBHOOK_SIGNING_KEY=KEY
+    )
+    assert one_line(failed.stderr).startswith("error: Can't reach http://127.0.0.1:9/api: ")
+    assert "SECRET" not in failed.stdout + failed.stderr

@@ -39,7 +39,7 @@ from logto_webhooks.samples.request import (
 from logto_webhooks.samples.scenarios import SCENARIOS
 from logto_webhooks.samples.shapes import Json
 from logto_webhooks.settings import Settings
-from logto_webhooks.validation import check_choice
+from logto_webhooks.validation import check_choice, strip_url
 
 Request = TypeVar("Request", bound=SignedRequest)
 
@@ -275,7 +275,7 @@ async def send_requests(
     except* (httpx2.HTTPError, httpx2.InvalidURL, OverflowError) as errors:
         first = errors.exceptions[0]
         problem = str(first) or type(first).__name__
-        raise ServiceUnreachable(url=url, problem=problem) from None
+        raise ServiceUnreachable(url=strip_url(url), problem=problem) from None
 
 
 async def _post(client: httpx2.AsyncClient, url: str, request: SignedRequest) -> httpx2.Response:

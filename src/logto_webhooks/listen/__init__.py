@@ -35,7 +35,7 @@ from logto_webhooks.logto.webhooks import Webhook, find_webhook, list_webhooks
 from logto_webhooks.private_files import LockFile
 from logto_webhooks.runtime import open_client
 from logto_webhooks.settings import Settings
-from logto_webhooks.validation import is_url
+from logto_webhooks.validation import is_url, strip_url
 
 FOLDER: Final = Path(".logto-webhooks")
 WATCH_S: Final = 5.0
@@ -117,7 +117,9 @@ async def _forward_log(
 
 def _tell_ready(config: ListenConfig, callbacks: ListenCallbacks) -> None:
     key = f"the key {config.key}" if config.is_new_key else "your signing key"
-    callbacks.tell(f"Forwarding to {config.to}, signed with {key}. Press Ctrl-C to stop.")
+    callbacks.tell(
+        f"Forwarding to {strip_url(config.to)}, signed with {key}. Press Ctrl-C to stop."
+    )
 
 
 async def _forward_tunnel(

@@ -23,11 +23,7 @@ from logto_webhooks.database.mapped_rows import (
 )
 from logto_webhooks.errors import RowRejected, StoreUnavailable
 from logto_webhooks.mapping.apply_run import ApplyRun
-from logto_webhooks.mapping.declare import (
-    EntityMapping,
-    OwnValues,
-    UniqueColumn,
-)
+from logto_webhooks.mapping.declare import EntityMapping, OwnValues, UniqueColumn
 from logto_webhooks.mapping.deletions import (
     TOO_MANY,
     UNREADABLE,
@@ -62,7 +58,6 @@ MOST_SWAPPED: Final = 50  # rows whose unique values go round, which are written
 # Not names that an application gives its columns.
 KEY: Final = "logto_webhooks_key"
 _REFERRED: Final = "logto_webhooks_referred"
-_KEY: Final = "logto_webhooks_key"  # a parameter
 # What the reasons begin with why records are owed of which it is known which rows they want.
 _COMPARED: Final = (WRITING_LONG, LOCKED)
 # A link is for good, and no row is deleted because `where` becomes false.
@@ -626,13 +621,13 @@ class EntityWriter(TableWriter):
         key = self._mapping.key
         if not key.path or key.column.key not in names:
             return {}
-        change = make_change(key.column, key.path, _KEY, self._connection.dialect)
+        change = make_change(key.column, key.path, KEY, self._connection.dialect)
         return {key.column.key: change}
 
     def _make_parameter(self, name: str, value: Any) -> tuple[str, Any]:
         key = self._mapping.key
         if key.path and name == key.column.key:
-            return _KEY, find_key(value, key.path)
+            return KEY, find_key(value, key.path)
         return super()._make_parameter(name, value)
 
     def find_extra(

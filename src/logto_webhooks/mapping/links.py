@@ -169,10 +169,12 @@ class LinkFinder:
         return candidates
 
     def _read_comparable(self, read: Read, row: Any) -> Any:
-        column_type = self._link.column.type if self._link.column is not None else None
-        value = read(row)
-        if isinstance(column_type, sa.types.TypeDecorator):
-            value = column_type.process_bind_param(value, self._connection.dialect)
+        value, column = read(row), self._link.column
+        if column is not None and isinstance(column.type, sa.types.TypeDecorator):
+            try:
+                value = column.type.process_bind_param(value, self._connection.dialect)
+            except Exception:  # the type takes no such value, so no row has it
+                return None
         return self._to_comparable(value)
 
     def _to_comparable(self, value: Any) -> Any:
