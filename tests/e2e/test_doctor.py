@@ -61,6 +61,21 @@ def test_a_healthy_system_has_nothing(kind: str, tmp_path: Path) -> None:
     assert exit_code(findings) == 0
 
 
+def test_two_webhooks_with_different_events_are_no_fault(tmp_path: Path) -> None:
+    """No delivery arrives twice."""
+
+    async def examine(healthy: Clinic) -> list[Finding]:
+        own = [hook for hook in healthy.logto.hooks if hook["id"] == healthy.webhook]
+        users, others = [], []
+        for event in own[0]["events"]:
+            (users if event.startswith("User.") else others).append(event)
+        healthy.logto.add_hook(healthy.url, events=users, name="users")
+        with healthy.changed(events=others):
+            return await healthy.ask()
+
+    assert "webhook_twice" not in bad(examined(tmp_path, examine))
+
+
 def test_sqlite_has_no_vacuum(tmp_path: Path) -> None:
     """So nothing is said of it."""
 

@@ -31,6 +31,7 @@ from logto_webhooks.instrumentation import (
     NotUnspooled,
     Retrying,
     Spooled,
+    StoredLate,
     TelemetryEvent,
     Unspooled,
 )
@@ -483,10 +484,40 @@ def test_spooled_files_that_cannot_be_read_hold_back_no_other(tmp_path: Path, co
     asyncio.run(main())
 
 
+DROP = "DROP TRIGGER audit"
 REFUSE = (
     "CREATE TRIGGER audit BEFORE INSERT ON logto_deliveries WHEN NEW.subject = 'user:bo' "
     "BEGIN SELECT RAISE(ABORT, 'no partition'); END"
 )
+
+
+def test_a_delivery_that_the_database_refuses_is_kept_and_stored_later(tmp_path: Path) -> None:
+    """Logto doesn't send it again. Others are stored meanwhile."""
+
+    async def main() -> None:
+        database = _on(tmp_path)
+        await database.open()
+        await database.host.run(lambda store: store.connection.exec_driver_sql(REFUSE))
+        reports: list[TelemetryEvent] = []
+        group = GroupCommit(database.host, reports.append, lambda: None)
+        made = [delivery(make.user_created(id=name).body) for name in ("ana", "bo", "cy")]
+        answers = await asyncio.gather(*map(group.add, made), return_exceptions=True)
+        assert [isinstance(answer, StoreUnavailable) for answer in answers] == [False, True, False]
+        with pytest.raises(StoreUnavailable, match="rejected a row"):
+            await group.add(delivery(make.user_created(id="bo", username="bo").body))
+        assert "rejected a row" in str(group.error)
+        await database.host.run(lambda store: store.connection.exec_driver_sql(DROP))
+
+        async def are_stored() -> bool:
+            status = await database.host.read(lambda store: store.status())
+            return status.deliveries["pending"] == 4
+
+        await eventually(are_stored)
+        assert sum(each.count for each in reports if isinstance(each, StoredLate)) == 2
+        assert group.error is None
+        await database.host.close()
+
+    asyncio.run(main())
 
 
 def test_a_delivery_that_the_database_refuses_is_spooled(tmp_path: Path) -> None:
@@ -527,8 +558,7 @@ def test_a_spooled_delivery_that_the_database_refuses_is_stored_when_it_takes_it
         assert spool.count() == 1
         problems = [each.problem for each in reports if isinstance(each, NotUnspooled)]
         assert len(problems) == 1
-        drop = "DROP TRIGGER audit"
-        await database.host.run(lambda store: store.connection.exec_driver_sql(drop))
+        await database.host.run(lambda store: store.connection.exec_driver_sql(DROP))
 
         async def is_stored() -> bool:
             return await unspooler.turn() == 1

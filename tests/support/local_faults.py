@@ -183,6 +183,15 @@ async def a_file_that_somebody_holds(clinic: Clinic) -> list[Finding]:
     return found
 
 
+@finds("database_unwritable")
+async def a_table_that_takes_no_delivery(clinic: Clinic) -> list[Finding]:
+    another = await clinic.another(
+        "CREATE TRIGGER audit BEFORE INSERT ON logto_deliveries"
+        " BEGIN SELECT RAISE(ABORT, 'no'); END"
+    )
+    return await clinic.ask("durability", **another)
+
+
 @finds("files_open")
 async def a_file_that_everybody_can_read(clinic: Clinic) -> list[Finding]:
     another = await clinic.another()

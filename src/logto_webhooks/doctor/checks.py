@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shlex
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Final, NamedTuple
@@ -108,6 +109,8 @@ async def check_durability(context: CheckContext) -> list[Finding]:
         faults.append(make_finding("database_read_only", setting=setting))
     if info.unwritable is not None:
         faults.append(make_finding("database_unwritable", problem=info.unwritable))
+    if not faults and (problem := await context.find_refusal()) is not None:
+        faults.append(make_finding("database_unwritable", problem=problem))
     return faults or [make_ok("Each delivery is on disk before it is answered 200.")]
 
 
@@ -267,9 +270,11 @@ async def check_webhook(context: CheckContext) -> list[Finding]:
             for webhook in enabled
         ]
     for url in {webhook.url.rstrip("/") for webhook in enabled}:
-        same = [_name(webhook) for webhook in webhooks if webhook.enabled and webhook.leads_to(url)]
-        if len(same) > 1:
-            faults.append(make_finding("webhook_twice", url=strip_url(url), webhooks=same))
+        same = [webhook for webhook in webhooks if webhook.enabled and webhook.leads_to(url)]
+        counts = Counter(event for webhook in same for event in set(webhook.events))
+        twice = [_name(own) for own in same if any(counts[event] > 1 for event in own.events)]
+        if twice:
+            faults.append(make_finding("webhook_twice", url=strip_url(url), webhooks=twice))
     if ours.by_path:
         faults += [make_finding("webhook_unproven", webhook=_name(webhook)) for webhook in enabled]
     return faults or [make_ok(f"{_name(enabled[0])} leads to {strip_url(enabled[0].url)}.")]

@@ -14,17 +14,19 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 import msgspec
 from msgspec import Struct
 
+from logto_webhooks.clock import SystemClock, to_iso
 from logto_webhooks.database import Database
 from logto_webhooks.database.migrate import DatabaseInfo
 from logto_webhooks.database.runner import run_or_rehearse
 from logto_webhooks.database.store import Store
-from logto_webhooks.deliveries import Status
+from logto_webhooks.deliveries import Status, identify
+from logto_webhooks.errors import RowRejected, StoreUnavailable
 from logto_webhooks.jobs import RegisteredHandler
 from logto_webhooks.logto import delivery_log
 from logto_webhooks.logto.api_responses import ApiResponse
 from logto_webhooks.logto.webhooks import Webhook, is_ours, parse_webhook
 from logto_webhooks.settings import Settings, split_keys
-from logto_webhooks.signing_keys import WebhookKey
+from logto_webhooks.signing_keys import WebhookKey, trust
 from logto_webhooks.validation import is_url, strip_url
 
 if TYPE_CHECKING:
@@ -138,6 +140,20 @@ class CheckContext:
     async def database_info(self) -> DatabaseInfo:
         """Inspect the database."""
         return await self.target.open().inspect()
+
+    async def find_refusal(self) -> str | None:
+        """Return why a delivery can't be stored now; None if it can. The one that is tried isn't
+        kept."""
+        now = SystemClock().now()
+        body = b'{"event": "Test", "createdAt": "%s"}' % to_iso(now).encode()
+        delivery = identify(trust(body), now)
+        try:
+            await run_or_rehearse(
+                self.target.open().host, lambda store: store.add([delivery]), dry=True
+            )
+        except (RowRejected, StoreUnavailable) as error:
+            return error.problem
+        return None
 
     @_read_once
     async def status(self) -> Status:

@@ -128,8 +128,9 @@ FAULTS: Final[dict[str, Fault]] = {
     ),
     "database_unwritable": _broken(
         "Can't write to the database: {problem}. All deliveries are answered 503.",
-        "If it is locked, stop the process that locks it. Otherwise, give this user write "
-        "permission for the file and its folder.",
+        "If it is locked, stop the process that locks it. Otherwise, give this user the "
+        "permissions that it lacks: for the file and its folder, or, on PostgreSQL, for the "
+        "tables. After a failover, run logto-webhooks migrate.",
     ),
     "not_durable": _broken(
         "If the database server crashes, deliveries that were answered 200 can be lost: "

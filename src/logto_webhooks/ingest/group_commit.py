@@ -209,8 +209,7 @@ class GroupCommit:
                     self._batch = []
                     self._put_back([request for request in batch if not request.is_over])
                 if error is None:
-                    failures, self.error, most = 0, None, min(most * 2, MAX_ROWS)
-                    self.stored_at = asyncio.get_running_loop().time()
+                    failures, most = 0, min(most * 2, MAX_ROWS)
                     continue
                 if self.error is None:
                     self._observe(Retrying(len(batch), describe(error)))
@@ -273,16 +272,14 @@ class GroupCommit:
                 middle = len(batch) // 2
                 first = await self._commit(batch[:middle], late=late)
                 return await self._commit(batch[middle:], late=late) or first
-            if isinstance(error, TimedOut):
+            if late or isinstance(error, TimedOut):
                 return error
-            if self._spool is not None:  # the database may take it later
-                await self._spool_late(batch, str(error))
-            else:
-                self._observe(NotStored(1, str(error)))
-                batch[0].end(StoreUnavailable(problem=str(error)))
+            self.error, self.failed_at = error, asyncio.get_running_loop().time()
+            await self._put_off(batch[0], error)
         except Exception as error:
             return error
         else:
+            self.error, self.stored_at = None, asyncio.get_running_loop().time()
             answered = [
                 request.end(answer) for request, answer in zip(batch, accepted, strict=True)
             ]
@@ -291,6 +288,15 @@ class GroupCommit:
             if not all(answer.duplicate for answer in accepted):
                 self._stored()
         return None
+
+    async def _put_off(self, request: _Waiting, error: RowRejected) -> None:
+        """Spool a delivery that the database refuses, or keep it for later: a trigger or a policy
+        may be mended."""
+        request.is_late = True
+        if self._spool is not None:
+            await self._spool_late([request], str(error))
+        else:
+            self._refuse([request], str(error))
 
     def _watch(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
         """Make sure that a request is answered by its deadline. All share one timer: a timer for
