@@ -66,9 +66,8 @@ def test_two_webhooks_with_different_events_are_no_fault(tmp_path: Path) -> None
 
     async def examine(healthy: Clinic) -> list[Finding]:
         own = [hook for hook in healthy.logto.hooks if hook["id"] == healthy.webhook]
-        users, others = [], []
-        for event in own[0]["events"]:
-            (users if event.startswith("User.") else others).append(event)
+        users = [event for event in own[0]["events"] if event.startswith("User.")]
+        others = [event for event in own[0]["events"] if event not in users]
         healthy.logto.add_hook(healthy.url, events=users, name="users")
         with healthy.changed(events=others):
             return await healthy.ask()
