@@ -18,7 +18,7 @@ from logto_webhooks.database.runner import HandlerRunner
 from logto_webhooks.database.schema import records, users
 from logto_webhooks.database.store import Store
 from logto_webhooks.events import parse
-from logto_webhooks.mapping import check
+from logto_webhooks.mapping import check, row_limits
 from logto_webhooks.mapping.apply import apply_all, apply_step, retry_unsettled
 from logto_webhooks.mapping.check import Difference
 from logto_webhooks.records.changes import changes_from_event
@@ -164,10 +164,11 @@ def test_a_rehearsal_knows_what_earlier_pages_would_have_written(
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite", "asyncpg"])
 def test_many_existing_rows_are_linked_as_the_rehearsal_said(
-    kind: StoreKind, tmp_path: Path
+    kind: StoreKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 100: 99 can be linked, or are ambiguous or somebody else's. The environment sets how many
     rows there are."""
+    monkeypatch.setattr(row_limits, "SHORT_STATEMENT_MS", 10_000)  # on a busy machine, too
 
     async def live(application: Application) -> None:
         own = application.users

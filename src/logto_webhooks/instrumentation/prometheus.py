@@ -133,7 +133,7 @@ METRICS: Final = (
     Metric(
         "spool_files_refused",
         telemetry.NotUnspooled,
-        "files in the spool directory that can't be stored",
+        "files in the spool directory that the database refuses, or that hold no delivery",
     ),
     Metric(
         "deliveries_synced",
