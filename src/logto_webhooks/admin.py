@@ -336,7 +336,7 @@ class Admin:
         """Compare all records, or those of one user, with Logto, and correct the differences."""
         await self._begin_changes(dry_run)
         async with open_client(self._settings()) as logto:
-            reconciliation = make_reconciliation(logto, self.database)
+            reconciliation = make_reconciliation(logto, self.database, name="reconcile by command")
             if user is None:
                 return await reconciliation.run(dry_run, progressed)
             key = await self._read(lambda store: resolve_one(store, "user", user))
@@ -357,7 +357,7 @@ class Admin:
             await self._read(check_local_handlers)
         async with open_client(self._settings(), fast=True) as logto:
             source: Source | None = "backfill" if run_handlers else None
-            reconciliation = make_reconciliation(logto, self.database, source)
+            reconciliation = make_reconciliation(logto, self.database, source, "backfill")
             return await reconciliation.run(False, progressed)
 
     async def endpoints(self) -> list[Webhook]:

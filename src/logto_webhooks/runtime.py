@@ -16,7 +16,7 @@ from logto_webhooks.apply import DeliveryWorker
 from logto_webhooks.arrivals import FlowMonitor, compare_clocks
 from logto_webhooks.clock import SystemClock
 from logto_webhooks.database import Database
-from logto_webhooks.database.store import Store
+from logto_webhooks.database.store import RECONCILE, Store
 from logto_webhooks.deliveries import NewDelivery, StoreResult
 from logto_webhooks.errors import (
     ApiNotConfigured,
@@ -154,10 +154,14 @@ async def talk_to_logto(
 
 
 def make_reconciliation(
-    logto: ManagementClient, database: Database, source: Source | None = "reconcile"
+    logto: ManagementClient,
+    database: Database,
+    source: Source | None = "reconcile",
+    name: str = RECONCILE,
 ) -> Reconciliation:
-    """Make a reconciliation. Without a `source`, no handlers run."""
-    return Reconciliation(logto, database.host, SystemClock(), source)
+    """Make a reconciliation. Without a `source`, no handlers run. Only a killed run of the same
+    `name` is resumed."""
+    return Reconciliation(logto, database.host, SystemClock(), source, name)
 
 
 def make_recovery(

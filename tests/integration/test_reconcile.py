@@ -455,6 +455,31 @@ def test_who_slips_away_while_it_is_killed_is_found(tmp_path: Path) -> None:
     asyncio.run(live())
 
 
+@pytest.mark.slow
+def test_a_command_resumes_no_run_of_a_service(tmp_path: Path) -> None:
+    """Somebody runs it after an outage, which the service's run was before."""
+
+    async def live() -> None:
+        host = open_host("sqlite", tmp_path)
+        clock = FrozenClock()
+        async with FakeLogto(now=clock.now) as logto:
+            ids = [logto.create_user()["id"] for _ in range(1000)]
+            async with asking(logto, Falling) as api:
+                assert isinstance(api, Falling)
+                api.logto, api.newest = logto, []
+                with pytest.raises(LogtoUnreachable):
+                    await Reconciliation(api, host, clock).run()
+            clock.tick(10)
+            logto.update_user(ids[-1], name="Changed")
+            async with asking(logto) as api:
+                found = await Reconciliation(api, host, clock, name="by command").run()
+                assert (found.resumed, found.users, found.fields["name"]) == (False, 1000, 1)
+                assert (await Reconciliation(api, host, clock).run()).resumed
+        await host.close()
+
+    asyncio.run(live())
+
+
 @pytest.mark.parametrize("kind", ["sqlite", "asyncpg"])
 def test_what_is_odd_about_one_keeps_no_other_away(kind: StoreKind, tmp_path: Path) -> None:
     """Malformed roles and custom data; deep custom data and a very long name are taken."""

@@ -52,8 +52,6 @@ FUTURE_MS: Final = 600_000  # by how much Logto's clock may be ahead of ours
 MOST: Final = 1_000  # differences that are listed individually
 MOST_LOCKED: Final = 20  # records that may be left out because they are locked
 RESUME_MS: Final = 86_400_000  # how old a run may be to be resumed
-_BEGAN: Final = f"{RECONCILE} began"
-_BEGAN_BY: Final = f"{RECONCILE} began by"
 
 
 class ReconcileResult(Struct, kw_only=True):
@@ -94,16 +92,20 @@ class Reconciliation:
         host: TransactionRunner,
         clock: Clock,
         source: Source | None = "reconcile",
+        name: str = RECONCILE,
     ) -> None:
-        """`source` is the source of events for handlers. Without one, no handlers run."""
+        """`source` is the source of events for handlers. Without one, no handlers run. Only a run
+        of the same `name` is resumed: what a command compares after an outage must not count as
+        compared because a service did so before."""
         self._source = source
+        self._name = name
         self._logto = logto
         self._host = host
         self._clock = clock
         self._tenant = TenantCheck(logto, host)
 
     async def run(self, dry_run: bool = False, progressed: Progressed = _ignore) -> ReconcileResult:
-        """Compare all records. With `dry_run`, change nothing. A killed run is resumed.
+        """Compare all records. With `dry_run`, change nothing. A killed one of this name is resumed.
 
         Raises WrongTenant, LogtoUnreachable, LogtoApiError, StoreUnavailable.
         """
@@ -159,6 +161,7 @@ class Reconciliation:
             dry=dry,
             source=self._source,
             progressed=progressed,
+            name=self._name,
         )
 
 
@@ -175,8 +178,12 @@ class ReconcileRun:
         dry: bool,
         source: Source | None,
         progressed: Progressed,
+        name: str,
     ) -> None:
         self.result = ReconcileResult()
+        self._name = name
+        self._began = f"{name} began"
+        self._began_at_last = f"{name} began by"
         self._logto = logto
         self._host = host
         self._fetcher = Fetcher(logto, host, when)
@@ -198,7 +205,10 @@ class ReconcileRun:
 
     async def compare_all(self, now: int) -> None:
         """Compare all records, or what a killed run left."""
-        reached, by = await self._read_checkpoint(_BEGAN), await self._read_checkpoint(_BEGAN_BY)
+        reached, by = (
+            await self._read_checkpoint(self._began),
+            await self._read_checkpoint(self._began_at_last),
+        )
         if not self._dry and reached and by and reached.count and reached.at > now - RESUME_MS:
             self.result.began, self.result.resumed = reached.at, True
             self._began_by = by.at
@@ -209,10 +219,10 @@ class ReconcileRun:
             await self._settle()
         except WrongTenant:
             # The next run starts over, because it may use another Logto.
-            await self._save({_BEGAN: Checkpoint(self.result.began, 0)})
+            await self._save({self._began: Checkpoint(self.result.began, 0)})
             raise
         began, drifted = self.result.began, self.result.drifted
-        await self._save({RECONCILE: Checkpoint(began, drifted), _BEGAN: Checkpoint(began, 0)})
+        await self._save({RECONCILE: Checkpoint(began, drifted), self._began: Checkpoint(began, 0)})
 
     async def compare_user(self, user_id: str) -> None:
         """Compare one user, with roles and memberships."""
@@ -279,7 +289,10 @@ class ReconcileRun:
             if not self.result.began:
                 self.result.began, self._began_by = span
                 await self._save(
-                    {_BEGAN: Checkpoint(span.at, 1), _BEGAN_BY: Checkpoint(span.end, 1)}
+                    {
+                        self._began: Checkpoint(span.at, 1),
+                        self._began_at_last: Checkpoint(span.end, 1),
+                    }
                 )
             yield page, span, listing.seen
             await self._save_place(stage, listing.page, listing.total)
@@ -478,14 +491,14 @@ class ReconcileRun:
 
     async def _find_place(self, stage: str) -> tuple[int, int | None]:
         """Return the page at which to resume a stage, and the total of the page before."""
-        page = await self._read_checkpoint(f"{RECONCILE} {stage}")
-        total = await self._read_checkpoint(f"{RECONCILE} {stage} total")
+        page = await self._read_checkpoint(f"{self._name} {stage}")
+        total = await self._read_checkpoint(f"{self._name} {stage} total")
         if not self.result.resumed or not page or page.at != self.result.began:
             return 1, None
         return page.count, total.count if total else None
 
     async def _save_place(self, stage: str, page: int, total: int | None) -> None:
-        name, began = f"{RECONCILE} {stage}", self.result.began
+        name, began = f"{self._name} {stage}", self.result.began
         await self._save(
             {name: Checkpoint(began, page), f"{name} total": Checkpoint(began, total or 0)}
         )
