@@ -105,7 +105,7 @@ class Reconciliation:
         self._tenant = TenantCheck(logto, host)
 
     async def run(self, dry_run: bool = False, progressed: Progressed = _ignore) -> ReconcileResult:
-        """Compare all records. With `dry_run`, change nothing. A killed one of this name is resumed.
+        """Compare all records. With `dry_run`, change nothing. A killed run is resumed.
 
         Raises WrongTenant, LogtoUnreachable, LogtoApiError, StoreUnavailable.
         """
