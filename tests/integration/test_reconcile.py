@@ -455,6 +455,34 @@ def test_who_slips_away_while_it_is_killed_is_found(tmp_path: Path) -> None:
     asyncio.run(live())
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "asyncpg"])
+def test_a_record_that_a_comparison_would_have_listed_is_doubtful(
+    kind: StoreKind, tmp_path: Path
+) -> None:
+    """Its creation is applied, or recovered, after the comparison; its deletion was lost."""
+
+    async def live() -> None:
+        async with mirroring(kind, tmp_path) as (host, clock, logto, api):
+            bo = logto.create_user(name="Bo")["id"]
+            await Reconciliation(api, host, clock).run()
+            clock.tick(60)
+            ana = make.user_created(id="ana", at=clock.now())
+            acme = make.event("Organization.Created", id="acme", at=clock.now())
+            clock.tick(60)
+            await Reconciliation(api, host, clock).run()
+            later = make.user_created(id="later", at=clock.now() + 60_000)
+            await Copy(host).take([each.body for each in (ana, acme, later)])
+            waiting = await host.read(lambda store: store.waiting(10))
+            needs = {need.key.id: need.reason for need in waiting}
+            assert needs == {"ana": "doubtful: unlisted", "acme": "doubtful: unlisted"}
+            clock.tick(60)
+            await Refetcher(api, host, lambda report: None).drain()
+            assert set(await users(host)) == {bo, "later"}
+            assert await host.read(lambda store: store.waiting(10)) == []
+
+    asyncio.run(live())
+
+
 @pytest.mark.slow
 def test_a_command_resumes_no_run_of_a_service(tmp_path: Path) -> None:
     """Somebody runs it after an outage, which the service's run was before."""

@@ -12,7 +12,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from logto_webhooks.database.store import Store
+from logto_webhooks.database.store import RECONCILE, Store
 from logto_webhooks.deliveries import ClaimedDelivery, DeliveryOutcome, DeliveryState
 from logto_webhooks.events import TestPayload, UnknownEvent
 from logto_webhooks.events.local import Source
@@ -29,6 +29,7 @@ from logto_webhooks.records.record import (
     DEAD_DELIVERY,
     MEMBERS,
     NEVER,
+    UNLISTED,
     Absent,
     ApiRead,
     Change,
@@ -90,6 +91,7 @@ def apply_batch(
     locked = lock_records(store, [change for planned in batch for change in planned.changes])
     records = _mark_unlisted(locked.records)
     outcomes = [_merge_one(records, planned) for planned in batch]
+    _doubt_unlisted(store, locked.records, records)
     written = _write(store, locked, records)
     return outcomes, enqueue_for_deliveries(store, batch, written, own=own_jobs)
 
@@ -251,6 +253,24 @@ def _mark_unlisted(locked: Records) -> Records:
             unlisted = ApiRead(key, {"present": False}, listed_at, listed_at)
             records[key] = merge(record, unlisted)
     return records
+
+
+def _doubt_unlisted(store: Store, before: Records, records: Records) -> None:
+    """Mark changed users and organizations as doubtful that the last comparison would have listed:
+    it didn't know them, and Logto doesn't list what it has deleted."""
+    unread = [
+        record
+        for key, record in records.items()
+        if key.kind != "membership"
+        and record is not before[key]
+        and record.read_at is None
+        and record.deleted_at is None
+    ]
+    compared = store.checkpoint(RECONCILE) if unread else None
+    for record in unread:
+        if compared is not None and NEVER < record.told_end <= compared.at:
+            request = RefetchRequest(record.key, UNLISTED, record.told_end)
+            records[record.key] = merge(record, request)
 
 
 def end_memberships(records: Records) -> None:

@@ -223,6 +223,9 @@ class ReconcileRun:
             raise
         began, drifted = self.result.began, self.result.drifted
         await self._save({RECONCILE: Checkpoint(began, drifted), self._began: Checkpoint(began, 0)})
+        # Deliveries that were applied meanwhile didn't know of this comparison.
+        await self._ask_unlisted("user", self._ask_user)
+        await self._ask_unlisted("organization", self._ask_organization)
 
     async def compare_user(self, user_id: str) -> None:
         """Compare one user, with roles and memberships."""

@@ -21,7 +21,9 @@ UNKNOWN_CHANGE: Final = "unknown change"
 RESTORED: Final = "restored"  # memberships and roles are unknown after the restore
 EXISTENCE: Final = "existence"  # it is doubtful whether the record exists
 WRONG_CLOCK: Final = "wrong clock"  # a delivery's date was corrected
-DOUBTS: Final = (DEAD_DELIVERY, WRONG_CLOCK)  # the needs that also make the record doubtful
+UNLISTED: Final = "unlisted"  # it is older than a comparison in which Logto didn't list it
+# The needs that also make the record doubtful.
+DOUBTS: Final = (DEAD_DELIVERY, WRONG_CLOCK, UNLISTED)
 # The group `own` has all of its fields. If a value lacks some, each field that it has becomes a
 # separate group, named with this prefix.
 OWN_FIELD: Final = "own."
