@@ -93,10 +93,10 @@ def test_a_wrong_logto_at_the_first_start_deletes_nobody(
             await copy.take(genuine())
             before = await present(host)
             waiting = await host.read(lambda store: store.waiting(10))
-            assert {need.key.id for need in waiting} == {"bo", "acme"}
+            assert {need.key.id for need in waiting} == {"ana", "bo", "acme"}
             reports: list[TelemetryEvent] = []
             await Refetcher(api, host, reports.append).step()
-            assert [type(report) for report in reports] == [ApiUnavailable] * 2
+            assert [type(report) for report in reports] == [ApiUnavailable] * 3
             assert "LOGTO_ENDPOINT" in str(reports[0])
             with pytest.raises(WrongTenant):
                 await reconciliation.run()
