@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -159,6 +160,31 @@ def test_a_text_that_is_too_long_for_an_array_is_a_conflict(tmp_path: Path) -> N
         conflict = await application.host.read(lambda store: store.mappings.find_oldest("conflict"))
         assert conflict is not None
         assert "longer than the 5 letters of an item of tags" in str(conflict.reason)
+
+    run("postgres-thread", tmp_path, live)
+
+
+class Plan(enum.Enum):
+    """Its names aren't its values."""
+
+    basic = "free"
+    free = "trial"
+
+
+@pytest.mark.parametrize("in_list", [False, True])
+@pytest.mark.postgres
+def test_a_text_is_the_name_of_an_enum(in_list: bool, tmp_path: Path) -> None:
+    """As SQLAlchemy takes it: another member may have it as its value."""
+
+    async def live(application: RoleApplication) -> None:
+        column_type = sa.Enum(Plan, native_enum=False)
+        table = create(application, {"plan": sa.ARRAY(column_type) if in_list else column_type})
+        columns = {"plan": lambda user: [user.name] if in_list else user.name}
+        copy = await map_forms(application, table, columns=columns)
+        await copy.take([make.user_created(id="ana", name="basic", at=1_000).body])
+        await check_nothing_differs(application)
+        await copy.take([make.user_data_updated(id="ana", name="free", at=2_000).body])
+        assert application.rows(table, "plan") == [([Plan.free] if in_list else Plan.free,)]
 
     run("postgres-thread", tmp_path, live)
 

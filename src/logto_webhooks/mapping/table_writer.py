@@ -636,7 +636,7 @@ def _is_same(own: Any, value: Any, column_type: Any, dialect: sa.Dialect) -> boo
     if isinstance(implementation, sa.Uuid):
         return bool(_to_uuid(own) == _to_uuid(value))
     if isinstance(own, enum.Enum) and not isinstance(value, enum.Enum):
-        return _is_sent_alike(own, value, column_type, dialect)
+        return _is_sent_alike(own, value, implementation, dialect)
     if isinstance(own, Decimal) and isinstance(value, int | float | Decimal):
         return own == Decimal(str(value)) or _is_rounded(own, value, implementation)
     if isinstance(own, datetime) and isinstance(value, datetime):
